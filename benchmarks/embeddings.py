@@ -1,0 +1,148 @@
+"""How well the detector's embedding branch tells people apart, beside an untrained one and a re-ID network.
+
+    python benchmarks/embeddings.py --market ../shared/data/reid/pku_market_layout \\
+        --video ../shared/data/video/people.mp4 --osnet ../shared/data/weights/osnet_x0_25_msmt17.pth
+
+Query against gallery: every crop is pasted on grey at its size and the detector describes the person it finds there
+(or the crop's box, where it finds none). Video: people tracked for two seconds; how often an appearance is nearer to
+another one of the same person than to one of somebody else seen in the same frame.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from detector import Detector, DetectorConfig, load_detector, load_model
+from detector.inference import PAD_VALUE
+from reid.datasets import read_market
+from reid.encoders import encode_crops, load_osnet
+from reid.ranking import evaluate_ranking
+from tracker import Detections, Tracker, TrackerConfig
+from tracker.boxes import iou
+from tracker.sources import open_source
+
+CANVAS = 256
+"""Side of the grey square a crop is pasted on, in pixels."""
+
+
+def untrained(weights: str | None) -> Detector:
+    """The same detector with its embedding heads drawn anew."""
+    model = load_model(weights)
+    torch.manual_seed(0)
+    for module in model.embedding_heads.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return Detector(model, "cpu")
+
+
+def describe_crops(detector: Detector, crops: list[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], float]:
+    """Embeddings (N, D) of crops on grey, and the share in which the detector found the person itself."""
+    rows, found = [], 0
+    for crop in tqdm(crops, desc="crops", mininterval=2):
+        height, width = crop.shape[:2]
+        side = max(CANVAS, height, width)
+        image = np.full((side, side, 3), PAD_VALUE, np.uint8)
+        y, x = (side - height) // 2, (side - width) // 2
+        image[y : y + height, x : x + width] = crop
+        box = np.array([[x, y, x + width, y + height]], np.float32)
+        people = detector([image])[0]
+        overlap = iou(people["boxes"], box)[:, 0] if len(people["boxes"]) else np.zeros(1)
+        if overlap.max() >= 0.5:
+            rows.append(people["embeddings"][overlap.argmax()])
+            found += 1
+        else:
+            rows.append(detector.embed(image, box)[0])
+    return np.stack(rows), found / len(crops)
+
+
+def score_market(root: Path, detectors: dict[str, Detector], osnet: str | None) -> dict[str, dict[str, float]]:
+    """Rank-1 and mAP of query against gallery for every encoder."""
+    query, gallery = read_market(root, "query"), read_market(root, "gallery")
+    crops = [np.asarray(cv2.imread(str(path)), np.uint8) for path in [*query.paths, *gallery.paths]]
+    features: dict[str, tuple[NDArray[np.float32], float]] = {
+        name: describe_crops(detector, crops) for name, detector in detectors.items()
+    }
+    if osnet:
+        features["OSNet x0.25"] = (encode_crops(load_osnet(osnet), crops), 1.0)
+    table = {}
+    for name, (rows, found) in features.items():
+        distance = 1 - rows[: len(query)] @ rows[len(query) :].T
+        result = evaluate_ranking(distance, query.pids, gallery.pids, query.camids, gallery.camids)
+        table[name] = {"rank1": float(result.cmc[0]), "mAP": float(result.mean_ap), "found": found}
+    return table
+
+
+def score_video(video: Path, detector: Detector, seconds: float = 2.0) -> dict[str, float]:
+    """Of all (appearance, same person later, another person then): the share with the right one nearer."""
+    source = open_source(video)
+    rate = source.frame_rate or 25.0
+    tracker = Tracker(TrackerConfig(output="detection"), rate)
+    span = round(seconds * rate)
+    seen: list[dict[int, NDArray[np.float32]]] = []
+    for frame in tqdm(source, total=source.frame_count, desc=source.name, mininterval=2):
+        found = Detections.from_torchvision(detector([frame])[0])
+        result = tracker.update(found)
+        rows = iou(result.xyxy, found.xyxy).argmax(1) if len(result) else np.zeros(0, int)
+        assert found.embeddings is not None
+        seen.append({int(i): found.embeddings[r] for i, r in zip(result.track_ids, rows, strict=True)})
+    right = pairs = people = 0
+    same, other = [], []
+    for first in range(0, len(seen) - span, 5):
+        now, later = seen[first], seen[first + span]
+        both = [i for i in now if i in later]
+        people += len(both)
+        for i in both:
+            d_same = 1 - float(now[i] @ later[i])
+            same.append(d_same)
+            for j in later:
+                if j != i:
+                    d_other = 1 - float(now[i] @ later[j])
+                    other.append(d_other)
+                    pairs += 1
+                    right += d_same < d_other
+    return {
+        "right": right / max(pairs, 1),
+        "pairs": pairs,
+        "people": people,
+        "median_same": float(np.median(same)),
+        "median_other": float(np.median(other)),
+    }
+
+
+def main() -> int:
+    """Parse, score, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", help="model file (default: the bundled one)")
+    parser.add_argument("--market", type=Path, help="folder in Market-1501's layout")
+    parser.add_argument("--osnet", help="torchreid OSNet checkpoint to compare with")
+    parser.add_argument("--video", type=Path, help="video with many people")
+    parser.add_argument("--input-size", type=int, default=DetectorConfig.input_size)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    args = parser.parse_args()
+    detectors = {
+        "trained": load_detector(args.weights, "cpu", DetectorConfig(input_size=args.input_size)),
+        "untrained": untrained(args.weights),
+    }
+    figures: dict[str, object] = {}
+    if args.market:
+        figures["market"] = score_market(args.market, detectors, args.osnet)
+    if args.video:
+        figures["video"] = {name: score_video(args.video, detector) for name, detector in detectors.items()}
+    text = json.dumps(figures, indent=2)
+    print(text)
+    if args.json:
+        args.json.write_text(text + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

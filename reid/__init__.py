@@ -1,0 +1,1 @@
+"""Embeddings: learn them, compare them."""

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from tracker import boxes
+
+coordinate = st.floats(-1e4, 1e4)
+size = st.floats(0.5, 1e4)
+tlwh_rows = st.lists(st.tuples(coordinate, coordinate, size, size), min_size=1, max_size=6).map(np.array)
+
+
+def iou_of_two(a, b):
+    """Written from the definition, one pair at a time."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    area_a, area_b = (a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1])
+    return width * height / (area_a + area_b - width * height)
+
+
+def test_known_conversions():
+    xyxy = np.array([[10.0, 20.0, 40.0, 80.0]])
+    assert boxes.xyxy_to_tlwh(xyxy).tolist() == [[10, 20, 30, 60]]
+    assert boxes.xyxy_to_cxcywh(xyxy).tolist() == [[25, 50, 30, 60]]
+    assert boxes.xyxy_to_xyah(xyxy).tolist() == [[25, 50, 0.5, 60]]
+
+
+@pytest.mark.parametrize("name", ["tlwh", "cxcywh", "xyah"])
+@given(tlwh=tlwh_rows)
+def test_round_trips(name, tlwh):
+    xyxy = boxes.tlwh_to_xyxy(tlwh)
+    before = xyxy.copy()
+    there = getattr(boxes, f"xyxy_to_{name}")(xyxy)
+    back = getattr(boxes, f"{name}_to_xyxy")(there)
+    np.testing.assert_allclose(back, xyxy, atol=1e-7)
+    np.testing.assert_array_equal(xyxy, before)
+
+
+@pytest.mark.parametrize("name", ["tlwh_to_xyxy", "xyxy_to_tlwh", "xyah_to_xyxy", "cxcywh_to_xyxy"])
+def test_conversions_take_no_boxes_and_leave_their_input(name):
+    convert = getattr(boxes, name)
+    assert convert(np.zeros((0, 4))).shape == (0, 4)
+    given_boxes = np.array([[1.0, 2.0, 3.0, 4.0]])
+    convert(given_boxes)
+    assert given_boxes.tolist() == [[1, 2, 3, 4]]
+
+
+def test_iou_has_no_extra_pixel():
+    a = np.array([[0.0, 0.0, 10.0, 10.0]])
+    b = np.array([[5.0, 0.0, 15.0, 10.0], [10.0, 0.0, 20.0, 10.0], [0.0, 0.0, 10.0, 10.0]])
+    np.testing.assert_allclose(boxes.iou(a, b), [[1 / 3, 0, 1]])
+
+
+def test_iou_of_boxes_without_area_is_zero():
+    flat = np.array([[5.0, 5.0, 5.0, 5.0], [0.0, 5.0, 10.0, 5.0], [8.0, 8.0, 2.0, 2.0]])  # point, line, inverted
+    whole = np.array([[0.0, 0.0, 10.0, 10.0]])
+    with np.errstate(all="raise"):
+        assert not boxes.iou(flat, flat).any()
+        assert not boxes.iou(flat, whole).any()
+
+
+def test_iou_of_nothing():
+    some = np.ones((3, 4))
+    assert boxes.iou(np.zeros((0, 4)), some).shape == (0, 3)
+    assert boxes.iou(some, np.zeros((0, 4))).shape == (3, 0)
+
+
+@given(tlwh_rows, tlwh_rows)
+def test_iou_equals_its_definition(a, b):
+    a, b = boxes.tlwh_to_xyxy(a), boxes.tlwh_to_xyxy(b)
+    overlap = boxes.iou(a, b)
+    expected = [[iou_of_two(one, other) for other in b] for one in a]
+    np.testing.assert_allclose(overlap, expected, atol=1e-9)
+    np.testing.assert_allclose(overlap, boxes.iou(b, a).T)
+
+
+@given(arrays(np.float64, (4, 4), elements=coordinate))
+def test_iou_stays_in_range_for_any_corners(any_corners):
+    overlap = boxes.iou(any_corners, any_corners)
+    assert (overlap >= 0).all() and (overlap <= 1 + 1e-9).all()

@@ -1,0 +1,224 @@
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tracker.clips import SQUARE, find_square, scene, square_left, write_clip
+from tracker.pipeline import Pipeline, track
+from tracker.sources import open_source
+from tracker.tracker import Tracker, TrackerConfig
+from tracker.types import Detections
+from tracker.video import SourceError
+
+
+class FakeSource:
+    """Frames out of memory; can fail, be slow, and be live."""
+
+    location = name = "fake"
+    frame_rate = 25.0
+    size = (96, 64)
+    first_frame = 1
+
+    def __init__(self, count: int = 20, live: bool = False, delay: float = 0.0, error: Exception | None = None) -> None:
+        self.frame_count = count
+        self.live = live
+        self.delay = delay
+        self.error = error
+        self.given = 0
+        self.closed = False
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for number in range(1, self.frame_count + 1):
+            time.sleep(self.delay)
+            self.given = number
+            yield scene(number)
+        if self.error:
+            raise self.error
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture(autouse=True)
+def no_threads_left() -> Iterator[None]:
+    before = threading.active_count()
+    yield
+    deadline = time.monotonic() + 2
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+def test_three_lines(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "in.mp4", 30)
+    seen = []
+    for frame, result in track(path, find_square):
+        seen.append(result.frame)
+        assert result.track_ids.tolist() == [1]
+        assert abs(result.xyxy[0, 0] - square_left(frame)) < 3
+        assert abs(result.xyxy[0, 2] - result.xyxy[0, 0] - SQUARE) < 3
+    assert seen == list(range(1, 31))
+
+
+def test_equals_the_plain_loop(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "in.mp4", 25)
+    tracker = Tracker(TrackerConfig(), 25)
+    expected = [tracker.update(find_square([frame])[0]) for frame in open_source(path)]
+    for workers, batch_size in itertools.product((1, 3), (1, 4)):
+        results = [r for _, r in track(path, find_square, workers=workers, batch_size=batch_size)]
+        assert len(results) == 25
+        for a, b in zip(results, expected, strict=True):
+            assert a.frame == b.frame
+            assert (a.track_ids == b.track_ids).all()
+            assert (a.xyxy == b.xyxy).all()
+
+
+def test_numbers_are_those_of_the_source(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "in.mp4", 30)
+    results = list(track(path, find_square, start=11, end=15))
+    assert [r.frame for _, r in results] == [11, 12, 13, 14, 15]
+    assert [square_left(f) for f, _ in results] == [square_left(scene(i)) for i in range(11, 16)]
+
+
+def test_torchvision_dictionaries_are_taken() -> None:
+    def detector(frames: list[np.ndarray]) -> list[dict[str, np.ndarray]]:
+        return [{"boxes": d.xyxy, "scores": d.scores} for d in find_square(frames)]
+
+    assert [r.track_ids.tolist() for _, r in track(FakeSource(5), detector)] == [[1]] * 5
+
+
+def test_results_stay_in_order_when_workers_differ_in_speed() -> None:
+    def detector(frames: list[np.ndarray]) -> list[Detections]:
+        time.sleep(0.02 if square_left(frames[0]) % 2 else 0)
+        return find_square(frames)
+
+    lefts = [square_left(f) for f, _ in track(FakeSource(30), detector, workers=4)]
+    assert lefts == [square_left(scene(i)) for i in range(1, 31)]
+
+
+def test_workers_run_at_the_same_time() -> None:
+    barrier = threading.Barrier(3, timeout=5)
+
+    def detector(frames: list[np.ndarray]) -> list[Detections]:
+        barrier.wait()  # breaks unless three calls are under way
+        return find_square(frames)
+
+    assert len(list(track(FakeSource(9), detector, workers=3))) == 9
+
+
+def test_batches_are_full_but_the_last() -> None:
+    sizes = []
+
+    def detector(frames: list[np.ndarray]) -> list[Detections]:
+        sizes.append(len(frames))
+        return find_square(frames)
+
+    assert len(list(track(FakeSource(10), detector, batch_size=4))) == 10
+    assert sizes == [4, 4, 2]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_source_error_comes_after_the_frames_before_it(batch_size: int) -> None:
+    source = FakeSource(10, error=SourceError("fake: stopped at frame 10"))
+    numbers = []
+    with pytest.raises(SourceError, match="stopped at frame 10"):
+        for _, result in track(source, find_square, batch_size=batch_size):
+            numbers.append(result.frame)
+    assert numbers == list(range(1, 11))
+    assert source.closed
+
+
+def test_detector_error_comes_after_the_frames_before_it() -> None:
+    def detector(frames: list[np.ndarray]) -> list[Detections]:
+        if square_left(frames[0]) == 7:
+            raise RuntimeError("out of memory")
+        return find_square(frames)
+
+    source = FakeSource(1000)
+    numbers = []
+    with pytest.raises(RuntimeError, match="out of memory"):
+        for _, result in track(source, detector, workers=2):
+            numbers.append(result.frame)
+    assert numbers == list(range(1, 7))
+    assert source.closed
+    assert source.given < 20
+
+
+def test_detector_that_loses_a_frame_is_refused() -> None:
+    with pytest.raises(ValueError, match="detector: expected 4 results for as many frames, got 3"):
+        list(track(FakeSource(8), lambda frames: find_square(frames)[1:], batch_size=4))
+
+
+def test_leaving_early_stops_at_once_and_closes() -> None:
+    source = FakeSource(100_000)
+    results = track(source, find_square, workers=2)
+    for _, result in results:
+        if result.frame == 5:
+            break
+    started = time.monotonic()
+    results.close()
+    assert time.monotonic() - started < 1
+    assert source.closed
+    assert source.given < 30
+
+
+def test_memory_is_bounded_when_the_consumer_is_slow() -> None:
+    source = FakeSource(100)
+    results = track(source, find_square, workers=2)
+    next(results)
+    time.sleep(0.2)
+    assert source.given <= 10
+    results.close()
+
+
+def test_live_source_is_read_on_while_the_detector_is_busy() -> None:
+    def detector(frames: list[np.ndarray]) -> list[Detections]:
+        time.sleep(0.03)
+        return find_square(frames)
+
+    source = FakeSource(100, live=True, delay=0.003)
+    pipeline = Pipeline(source, detector, Tracker(), batch_size=8)
+    numbers = [result.frame for _, result in pipeline]
+    assert pipeline.dropped > 20
+    assert numbers == list(range(1, 101 - pipeline.dropped))
+
+
+def test_recorded_source_loses_nothing_to_a_slow_detector() -> None:
+    def detector(frames: list[np.ndarray]) -> list[Detections]:
+        time.sleep(0.005)
+        return find_square(frames)
+
+    pipeline = Pipeline(FakeSource(30), detector, Tracker())
+    assert len(list(pipeline)) == 30
+    assert pipeline.dropped == 0
+
+
+def test_stages_overlap_and_are_timed() -> None:
+    def detector(frames: list[np.ndarray]) -> list[Detections]:
+        time.sleep(0.01)
+        return find_square(frames)
+
+    pipeline = Pipeline(FakeSource(30, delay=0.01), detector, Tracker())
+    started = time.perf_counter()
+    for _ in pipeline:
+        time.sleep(0.01)
+    total = time.perf_counter() - started
+    assert pipeline.seconds["decode"] >= 0.3
+    assert pipeline.seconds["detect"] >= 0.3
+    assert pipeline.seconds["associate"] > 0
+    assert total < 0.75  # 0.9 s and more in a row
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="workers: expected at least 1, got 0"):
+        track(FakeSource(1), find_square, workers=0)
+    with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
+        track(FakeSource(1), find_square, batch_size=0)
+    with pytest.raises(ValueError, match="start, end: expected None for a source that is already open"):
+        track(FakeSource(1), find_square, start=2)
+    with pytest.raises(FileNotFoundError, match=r"gone\.mp4"):
+        track("gone.mp4", find_square)

@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tracker.clips import scene, write_clip, write_images
+from tracker import sources
+from tracker.images import ImageSource
+from tracker.sources import CameraSource, SourceError, open_source
+from tracker.video import VideoSource
+
+
+def test_kinds(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "a.mp4", 3)
+    folder = write_images(tmp_path / "walk", 3)
+    for given in (clip, str(clip)):
+        assert isinstance(open_source(given), VideoSource)
+    for given, name in ((folder, "walk"), (f"{folder}/*.png", "walk"), (folder / "2.png", "2")):
+        source = open_source(given)
+        assert isinstance(source, ImageSource)
+        assert (source.name, source.frame_rate) == (name, None)
+
+
+def test_folder_called_img1_takes_its_parents_name_and_rate(tmp_path: Path) -> None:
+    sequence = tmp_path / "SEQ-01"
+    images = write_images(sequence / "img1", 2)
+    assert open_source(images).name == "SEQ-01"
+    assert open_source(f"{images}/*.png").name == "SEQ-01"
+    (sequence / "seqinfo.ini").write_text("[Sequence]\nname=x\nimDir=img1\nframeRate=14\nseqLength=2\n")
+    for given in (images, sequence):
+        source = open_source(given)
+        assert (source.name, source.frame_rate, source.frame_count) == ("SEQ-01", 14.0, 2)
+
+
+def test_img1_relative_to_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = write_images(tmp_path / "SEQ-01" / "img1", 2)
+    monkeypatch.chdir(images.parent)
+    assert open_source("img1").name == "SEQ-01"
+    monkeypatch.chdir(images)
+    assert open_source(".").name == "SEQ-01"
+
+
+def test_sequence_description_of_another_folder_is_not_used(tmp_path: Path) -> None:
+    other = write_images(tmp_path / "other", 2)
+    (tmp_path / "seqinfo.ini").write_text("[Sequence]\nimDir=img1\nframeRate=14\nseqLength=2\n")
+    assert open_source(other).frame_rate is None
+
+
+def test_what_cannot_be_found_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"gone\.mp4: no such file or folder"):
+        open_source(tmp_path / "gone.mp4")
+    with pytest.raises(SourceError, match=r"bare: no images in this folder \(looked for \.jpg"):
+        open_source(tmp_path / "bare")
+    with pytest.raises(SourceError, match=r"\*\.jpg: no image matches"):
+        open_source(f"{tmp_path}/*.jpg")
+
+
+def test_absent_camera() -> None:
+    if any(Path("/dev").glob("video*")):
+        pytest.skip("this machine has a camera")
+    for given in (7, "7"):
+        with pytest.raises(SourceError, match=r"camera 7: cannot be opened"):
+            open_source(given)
+
+
+class FakeCapture:
+    """Stands in for a camera that gives ten frames and then stops."""
+
+    def __init__(self, index: int) -> None:
+        self.count = 0
+        self.released = False
+
+    def isOpened(self) -> bool:  # noqa: N802
+        return True
+
+    def read(self) -> tuple[bool, np.ndarray | None]:
+        self.count += 1
+        return (True, scene(self.count)) if self.count <= 11 else (False, None)
+
+    def get(self, key: int) -> float:
+        return 15.0
+
+    def release(self) -> None:
+        self.released = True
+
+
+def test_camera_gives_frames_until_it_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources.cv2, "VideoCapture", FakeCapture)
+    camera = open_source("0", end=4)
+    assert isinstance(camera, CameraSource)
+    assert (camera.name, camera.frame_rate, camera.size, camera.live) == ("camera0", 15.0, (96, 64), True)
+    assert len(list(camera)) == 4
+    camera = open_source(0)
+    with pytest.raises(SourceError, match="camera 0: stopped at frame 10: no frame arrived"):
+        list(camera)
+    camera.close()
+    assert camera._capture.released

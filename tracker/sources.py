@@ -1,0 +1,144 @@
+"""Anything that gives frames: a video file, a camera, a network stream, a folder or glob of images."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from tracker.images import IMAGE_SUFFIXES, ImageSource, list_images, natural_key
+from tracker.mot import read_seqinfo
+from tracker.video import Frame, SourceError, VideoSource, check_range
+
+__all__ = ["CameraSource", "Source", "SourceError", "open_source"]
+
+
+class Source(Protocol):
+    """What the pipeline needs of a source; `VideoSource` describes the attributes."""
+
+    location: str
+    name: str
+    frame_rate: float | None
+    size: tuple[int, int]
+    frame_count: int | None
+    first_frame: int
+    live: bool
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Frames (H, W, 3) uint8 BGR, once."""
+
+    def close(self) -> None:
+        """Release what the source holds."""
+
+
+def open_source(source: str | int | Path, start: int | None = None, end: int | None = None) -> Source:
+    """Open what a user names as the input.
+
+    Args:
+        source: a video file; a camera index (a number, or a string of digits); an address such as
+            `rtsp://host/path`; a folder of images, or a MOTChallenge sequence folder with its `seqinfo.ini`; a
+            glob of images such as `frames/*.jpg`.
+        start: 1-based number of the first frame to give, 1 by default.
+        end: number of the last one, to the end by default.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        SourceError: it cannot be read; further errors of this kind can come while iterating.
+        ValueError: an impossible `start` and `end`.
+    """
+    text = str(source)
+    if isinstance(source, int) or text.isdecimal():
+        return CameraSource(int(text), start, end)
+    if "://" in text:
+        return VideoSource(text, start, end)
+    path = Path(text)
+    if path.is_dir():
+        return _open_folder(path, start, end)
+    if path.exists():
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            return ImageSource([path], path.stem, None, start, end)
+        return VideoSource(path, start, end)
+    if glob.has_magic(text):
+        images = [p for p in map(Path, glob.glob(text)) if p.suffix.lower() in IMAGE_SUFFIXES]  # noqa: PTH207
+        if not images:
+            raise SourceError(f"{text}: no image matches")
+        images.sort(key=natural_key)
+        return ImageSource(images, _folder_name(images[0].parent), None, start, end)
+    raise FileNotFoundError(f"{path}: no such file or folder")
+
+
+def _open_folder(folder: Path, start: int | None, end: int | None) -> Source:
+    """A folder of images, or a sequence folder whose `seqinfo.ini` names the folder of images."""
+    frame_rate = None
+    name = _folder_name(folder)
+    for info in (folder / "seqinfo.ini", folder.parent / "seqinfo.ini"):
+        if info.is_file():
+            sequence = read_seqinfo(info)
+            inside = info.parent == folder
+            if inside or sequence.image_dir.resolve() == folder.resolve():
+                frame_rate = sequence.frame_rate
+                folder = sequence.image_dir if inside else folder
+                break
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder, though {folder.parent / 'seqinfo.ini'} names it")
+    images = list_images(folder)
+    if not images:
+        raise SourceError(f"{folder}: no images in this folder (looked for {' '.join(IMAGE_SUFFIXES)})")
+    return ImageSource(images, name, frame_rate, start, end)
+
+
+def _folder_name(folder: Path) -> str:
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "img1" and folder.parent.name else folder.name or "images"
+
+
+class CameraSource:
+    """Frames of a camera of this machine; the attributes are those of `VideoSource`.
+
+    Raises:
+        SourceError: no such camera, or (while iterating) it stopped giving frames.
+        ValueError: an impossible `start` and `end`.
+    """
+
+    live = True
+    frame_count: int | None = None
+
+    def __init__(self, index: int, start: int | None = None, end: int | None = None) -> None:
+        self.location = f"camera {index}"
+        self.name = f"camera{index}"
+        self.first_frame, self._last_frame = check_range(start, end)
+        self._capture = cv2.VideoCapture(index)
+        frame = self._capture.read()[1] if self._capture.isOpened() else None
+        if frame is None:
+            self._capture.release()
+            raise SourceError(f"{self.location}: cannot be opened; is it connected, and free?")
+        self.size: tuple[int, int] = (frame.shape[1], frame.shape[0])
+        self.frame_rate: float | None = self._capture.get(cv2.CAP_PROP_FPS) or None
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Frames (H, W, 3) uint8 BGR until the wanted end."""
+        number = 0
+        while number != self._last_frame:
+            frame = self._capture.read()[1]
+            if frame is None:
+                raise SourceError(f"{self.location}: stopped at frame {number}: no frame arrived")
+            number += 1
+            if number >= self.first_frame:
+                yield np.asarray(frame, np.uint8)
+
+    def close(self) -> None:
+        """Free the camera."""
+        self._capture.release()
+
+    def __enter__(self) -> CameraSource:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
