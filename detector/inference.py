@@ -95,8 +95,7 @@ class Detector:
             ValueError: a frame is not an (H, W, 3) uint8 image with pixels.
         """
         for i, frame in enumerate(frames):
-            if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or not frame.size:
-                raise ValueError(f"frame {i}: expected (H, W, 3) uint8, got {frame.shape} {frame.dtype}")
+            _check_frame(f"frame {i}", frame)
         results: list[dict[str, NDArray[Any]]] = [{} for _ in frames]
         for shape in dict.fromkeys(frame.shape for frame in frames):
             rows = [i for i, frame in enumerate(frames) if frame.shape == shape]
@@ -116,7 +115,13 @@ class Detector:
 
         Returns:
             (N, D) float32 unit rows.
+
+        Raises:
+            ValueError: no such frame, or a model without embedding heads.
         """
+        _check_frame("frame", frame)
+        if not self.model.config.embedding_dim:
+            raise ValueError("embed: the model has no embedding head")
         pixels, scale = letterbox(frame, self.config.input_size)
         raw, features = self.model(self._to_tensor([pixels]))
         scaled = torch.from_numpy(np.asarray(boxes, np.float32).reshape(-1, 4) * np.array(scale * 2, np.float32))
@@ -173,6 +178,11 @@ def load_detector(
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device: {device!r} asked for, but {torch.cuda.device_count()} CUDA devices are available")
     return Detector(load_model(weights), place, config)
+
+
+def _check_frame(name: str, frame: NDArray[Any]) -> None:
+    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or not frame.size:
+        raise ValueError(f"{name}: expected (H, W, 3) uint8, got {frame.shape} {frame.dtype}")
 
 
 class _FusedConvBlock(nn.Module):

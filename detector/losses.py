@@ -132,6 +132,10 @@ class JDECriterion(nn.Module):
         person = (sizes.cumsum(0) - sizes)[image] + matched[image, cell]  # row over all targets of the batch
         keep = _sample_per_group(person, self.samples_per_box, generator)
         image, cell, person = image[keep], cell[keep], person[keep]
+        for level_features in features:
+            # RoI align returns its gradient in planes; in the layout of the network the way back is a quarter faster.
+            if level_features.requires_grad:
+                level_features.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
         embeddings = model.embed(features, level[cell], boxes[image, cell], image)
         zero = embeddings.sum() * 0 + sum(f.sum() * 0 for f in features)
         losses: dict[str, Tensor] = {}

@@ -185,7 +185,13 @@ def train(
 
     data = TrainingSet(sources, config.seed, config.mosaic)
     plan = BatchPlan(len(data.plan(0)), config.batch_size, config.sizes, config.seed, start)
-    loader = DataLoader(data, batch_sampler=plan, collate_fn=collate, num_workers=workers)  # type: ignore[arg-type]
+    loader = DataLoader(
+        data,
+        batch_sampler=plan,  # type: ignore[arg-type]
+        collate_fn=collate,
+        num_workers=workers,
+        worker_init_fn=yield_cores if workers else None,
+    )
     resolved = dump_config({"train": config, "model": model_config})
     print(json.dumps(resolved))
     print(f"{plan.steps_per_epoch} steps an epoch, {config.steps / plan.steps_per_epoch:.1f} epochs")
@@ -223,6 +229,13 @@ def train(
     bar.close()
     log.close()
     print(f"{out / 'model.safetensors'}: trained for {max(config.steps, start)} steps")
+
+
+def yield_cores(_: int) -> None:
+    """Prepare batches in the pauses of the training threads: one thread held up holds up all that wait for it."""
+    cv2.setNumThreads(1)
+    if hasattr(os, "nice"):
+        os.nice(10)
 
 
 def initialise(model: JDE, path: str) -> None:

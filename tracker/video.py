@@ -35,6 +35,10 @@ class SourceError(ValueError):
     """A source of frames cannot be opened, or it broke off; the message is one line and names the source."""
 
 
+class _DamageError(Exception):
+    """Decoding cannot go on; the message is the reason."""
+
+
 def check_range(start: int | None, end: int | None) -> tuple[int, int | None]:
     """The first and last frame number wanted, 1-based and inclusive.
 
@@ -90,7 +94,7 @@ class VideoSource:
         self._is_stream = "://" in self.location
         self._container = self._open()
         try:
-            self._stream = self._video_stream()
+            self._stream = self._video_stream(codec_threads())
             rate = self._stream.average_rate or self._stream.guessed_rate
             duration = self._container.duration
             seconds = None if duration is None else Fraction(duration, av.time_base)
@@ -125,7 +129,7 @@ class VideoSource:
         except (av.error.FFmpegError, OSError) as error:
             raise SourceError(f"{self.location}: cannot be opened: {error.strerror or error}") from None
 
-    def _video_stream(self) -> Any:
+    def _video_stream(self, threads: int) -> Any:
         streams = self._container.streams.video
         # FFmpeg renders plain text as a video of a terminal; nobody means that.
         if not streams or self._container.format.name == "tty":
@@ -134,7 +138,7 @@ class VideoSource:
         if stream.codec_context is None:
             raise SourceError(f"{self.location}: its video codec is not supported")
         stream.thread_type = "FRAME"
-        stream.codec_context.thread_count = codec_threads()
+        stream.codec_context.thread_count = threads
         return stream
 
     def _first_wanted(self) -> Any:
@@ -160,37 +164,53 @@ class VideoSource:
     def _decode(self) -> Iterator[Any]:
         """Decoded frames; raises after the last good one when the file is damaged or cut."""
         given = 0
-        any_good = False
         reason = None
+        for threads in sorted({1, codec_threads()}, reverse=True):
+            reason = None
+            try:
+                for position, frame in enumerate(self._decode_to_damage()):
+                    if position == given:
+                        given += 1
+                        yield frame
+            except _DamageError as damage:
+                reason = str(damage)
+            if not self._is_stream and self._is_cut(given):
+                reason = "the file is cut here"
+            if reason is None or threads == 1 or self._is_stream:
+                break
+            # Threads that work ahead of the damage lose the last frames before it; one alone reaches them.
+            self._container.close()
+            self._container = self._open()
+            self._stream = self._video_stream(1)
+        if reason is not None:
+            total = f" of {self.frame_count}" if self.frame_count else ""
+            raise SourceError(f"{self.location}: stopped at frame {given}{total}: {reason}")
+
+    def _decode_to_damage(self) -> Iterator[Any]:
+        any_good = False
+        damage = None
         packets = self._container.demux(self._stream)
-        while reason is None:
+        while damage is None:
             packet = None
             try:
                 packet = next(packets, None)
                 if packet is None:
-                    break
-                # A damaged packet is not shown to the decoder: it would invent the missing part of the picture.
-                broken = packet.is_corrupt and not self._is_stream
-                frames = self._stream.codec_context.decode(None) if broken else packet.decode()
-                reason = "the file is cut or damaged here" if broken else None
+                    return
+                frames = packet.decode()
             except av.error.FFmpegError as error:
                 if self._is_stream and packet is not None:
                     continue  # packets lost on the way: the next key frame mends it
-                reason = str(error.strerror).lower() if packet is None else "the picture data is damaged here"
+                damage = str(error.strerror).lower() if packet is None else "the picture data is damaged here"
                 frames = self._remaining()
             for frame in frames:
-                # Pictures before the first key frame of a recording also count as corrupt, but are all there is.
+                # The decoder invents what is missing of a picture, and marks it. Pictures before the first key frame
+                # of a recording are marked, too, but are all there is.
                 if frame.is_corrupt and any_good and not self._is_stream:
-                    reason = "the picture data is damaged here"
+                    damage = "the picture data is damaged here"
                     break
                 any_good |= not frame.is_corrupt
-                given += 1
                 yield frame
-        if reason is None and not self._is_stream and self._is_cut(given):
-            reason = "the file is cut here"
-        if reason is not None:
-            total = f" of {self.frame_count}" if self.frame_count else ""
-            raise SourceError(f"{self.location}: stopped at frame {given}{total}: {reason}")
+        raise _DamageError(damage)
 
     def _remaining(self) -> list[Any]:
         """Frames that the decoder still holds after an error."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.tracker.clips import SIZE, scene, square_left, write_clip
+from tracker import video
 from tracker.containers import declared_end
 from tracker.video import SourceError, VideoSource
 
@@ -129,8 +130,15 @@ def test_mp4_cut_in_the_middle_of_a_frame(tmp_path: Path, movflags: str) -> None
     assert f"cut.mp4: stopped at frame {len(frames)} of " in message
 
 
-def test_mp4_cut_anywhere_is_noticed_and_every_frame_before_is_read(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "whole.mp4", 30, size=(320, 240), movflags="faststart")
+@pytest.fixture(params=[1, 4])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Decoding threads, as on a small and on a large machine."""
+    monkeypatch.setattr(video, "codec_threads", lambda: request.param)
+    return request.param
+
+
+def test_mp4_cut_anywhere_is_noticed_and_every_frame_before_is_read(tmp_path: Path, threads: int) -> None:
+    path = write_clip(tmp_path / "whole.mp4", 30, size=(320, 240), movflags="faststart", slices="4")
     whole = read(path)
     with av.open(str(path)) as container:
         packets = [(p.pts // p.duration, p.pos, p.size) for p in container.demux(video=0) if p.dts is not None]
@@ -152,6 +160,16 @@ def test_mkv_and_avi_cut_short_are_noticed(tmp_path: Path) -> None:
         assert f"stopped at frame {len(frames)}" in message
 
 
+def test_transport_stream_cut_in_the_middle_of_a_frame(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "whole.ts", 60, size=(320, 240), bf="0", slices="4")
+    whole = read(path)
+    assert len(whole) == 60
+    frames, message = read_until_error(cut(path, tmp_path / "cut.ts", path.stat().st_size * 6 // 10))
+    assert 25 < len(frames) < 45
+    assert all((a == b).all() for a, b in zip(frames, whole, strict=False))
+    assert f"cut.ts: stopped at frame {len(frames)} of" in message
+
+
 def test_mp4_cut_before_its_index_fails_at_once(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "whole.mp4", 30)
     with pytest.raises(SourceError, match=r"cut\.mp4: not a video, or cut before its index"):
@@ -168,7 +186,7 @@ def test_sound_missing_behind_the_last_frame_is_no_error(tmp_path: Path) -> None
     assert len(read(path)) == 10
 
 
-def test_garbage_in_the_middle_ends_the_video_there(tmp_path: Path) -> None:
+def test_garbage_in_the_middle_ends_the_video_there(tmp_path: Path, threads: int) -> None:
     path = write_clip(tmp_path / "whole.mp4", 60, movflags="faststart", g="60")
     whole = read(path)
     with av.open(str(path)) as container:

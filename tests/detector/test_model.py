@@ -1,0 +1,135 @@
+import pytest
+import torch
+
+from detector import JDE, ModelConfig
+from tests.detector.scenes import lively_model
+
+
+@pytest.mark.parametrize(("size", "width"), [("nano", 16), ("tiny", 24), ("s", 32), ("m", 48)])
+def test_every_size_runs(size: str, width: int) -> None:
+    model = JDE(ModelConfig(size=size, embedding_dim=8)).eval()
+    with torch.no_grad():
+        raw, features = model(torch.zeros(1, 3, 64, 96))
+    assert [tuple(r.shape) for r in raw] == [(1, 6, 8, 12), (1, 6, 4, 6), (1, 6, 2, 3)]
+    assert [f.shape[1] for f in features] == [8 * width, 16 * width, 32 * width]
+    assert [f.shape[2:] for f in features] == [r.shape[2:] for r in raw]
+
+
+def test_larger_sizes_are_larger() -> None:
+    counts = [sum(p.numel() for p in JDE(ModelConfig(size=s)).parameters()) for s in ("nano", "tiny", "s", "m")]
+    assert counts == sorted(counts)
+    assert counts[0] < 4e6  # float16 in less than 8 MB
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"size": "xl"}, r"size: expected one of \['m', 'nano', 's', 'tiny'\], got 'xl'"),
+        ({"num_classes": 0}, "num_classes: expected at least 1, got 0"),
+        ({"embedding_dim": -1}, "embedding_dim: expected 0 or more, got -1"),
+    ],
+)
+def test_impossible_configurations(given: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**given)
+
+
+def test_starts_with_everything_improbable() -> None:
+    with torch.no_grad():
+        raw, _ = JDE().eval()(torch.zeros(1, 3, 64, 64))
+    for level in raw:
+        assert level[:, 4:].sigmoid().max() < 0.05
+
+
+@torch.no_grad()
+def test_a_batch_equals_its_images_one_by_one() -> None:
+    model = lively_model()
+    images = torch.rand(3, 3, 64, 96, generator=torch.Generator().manual_seed(1)) * 255
+    together = model(images)
+    for i in range(3):
+        alone = model(images[i : i + 1])
+        for maps, single in zip(together, alone, strict=True):
+            for a, b in zip(maps, single, strict=True):
+                assert torch.allclose(a[i], b[0], atol=1e-4)
+
+
+def boxes_of_all_levels() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Levels, boxes and images of seven people, mixed."""
+    generator = torch.Generator().manual_seed(2)
+    corner = torch.rand(7, 2, generator=generator) * 40
+    boxes = torch.cat((corner, corner + 8 + torch.rand(7, 2, generator=generator) * 30), dim=1)
+    return torch.tensor([2, 0, 1, 0, 2, 1, 0]), boxes, torch.tensor([1, 0, 0, 1, 0, 1, 0])
+
+
+@torch.no_grad()
+def test_embeddings_are_unit_rows_in_the_order_of_the_boxes() -> None:
+    model = lively_model(embedding_dim=16)
+    _, features = model(torch.rand(2, 3, 64, 96) * 255)
+    levels, boxes, images = boxes_of_all_levels()
+    together = model.embed(features, levels, boxes, images)
+    assert together.shape == (7, 16)
+    assert torch.allclose(together.norm(dim=1), torch.ones(7), atol=1e-5)
+    for i in range(7):
+        alone = model.embed(features, levels[i : i + 1], boxes[i : i + 1], images[i : i + 1])
+        assert torch.allclose(together[i], alone[0], atol=1e-5)
+    near = together[levels == 0]
+    assert (near @ near.T).fill_diagonal_(0).max() < 0.95  # people differ
+
+
+@torch.no_grad()
+def test_heads_see_the_boxes_given_and_nothing_else() -> None:
+    model = lively_model(embedding_dim=16)
+    seen = [[], [], []]
+    for level, head in enumerate(model.embedding_heads):
+        head.register_forward_pre_hook(lambda module, args, rows=seen[level]: rows.append(args[0].shape))
+    _, features = model(torch.rand(2, 3, 64, 96))
+    assert seen == [[], [], []]  # looking at the image embeds nobody
+    levels, boxes, images = boxes_of_all_levels()
+    few = levels != 1
+    model.embed(features, levels[few], boxes[few], images[few])
+    channels = [f.shape[1] for f in features]
+    assert seen == [[(3, channels[0], 8, 4)], [], [(2, channels[2], 8, 4)]]
+
+
+@torch.no_grad()
+def test_an_embedding_does_not_depend_on_pixels_far_away() -> None:
+    """The patch is cut from the box, so the same features there give the same embedding."""
+    model = lively_model(embedding_dim=16)
+    _, features = model(torch.rand(1, 3, 128, 128) * 255)
+    box, zero = torch.tensor([[8.0, 8, 40, 56]]), torch.tensor([0])
+    before = model.embed(features, zero, box, zero)
+    features[0][..., 10:, 10:] += 5
+    assert torch.equal(model.embed(features, zero, box, zero), before)
+    features[0][..., 2:6, 2:4] += 5
+    assert not torch.allclose(model.embed(features, zero, box, zero), before, atol=1e-3)
+
+
+@torch.no_grad()
+def test_nobody_to_embed() -> None:
+    model = lively_model(embedding_dim=16)
+    _, features = model(torch.zeros(1, 3, 32, 32))
+    none = torch.zeros(0, dtype=torch.int64)
+    assert model.embed(features, none, torch.zeros(0, 4), none).shape == (0, 16)
+
+
+def test_a_single_person_can_be_embedded_in_training() -> None:
+    """Batch statistics of one row do not exist; those seen so far stand in, unchanged."""
+    model = lively_model(embedding_dim=16)
+    _, features = model(torch.rand(1, 3, 64, 64) * 255)
+    zero, box = torch.tensor([0]), torch.tensor([[8.0, 8, 40, 56]])
+    head = model.embedding_heads[0]
+    head.norm.train()
+    before = head.norm.running_mean.clone()
+    wanted = head.eval()(model.patches(features[0], 0, box, zero))
+    head.norm.train()
+    head.training = True
+    got = model.embed(features, zero, box, zero)
+    assert torch.allclose(got, wanted, atol=1e-5)
+    assert torch.equal(head.norm.running_mean, before)
+    got.sum().backward()
+    assert head.project.weight.grad.abs().sum() > 0
+
+
+def test_no_embedding_head_without_dimensions() -> None:
+    model = JDE(ModelConfig(embedding_dim=0))
+    assert not hasattr(model, "embedding_heads")
