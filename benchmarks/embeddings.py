@@ -35,10 +35,10 @@ CANVAS = 256
 
 
 def untrained(weights: str | None) -> Detector:
-    """The same detector with its embedding heads drawn anew."""
+    """The same detector with its embedding head drawn anew."""
     model = load_model(weights)
     torch.manual_seed(0)
-    for module in model.embedding_heads.modules():
+    for module in model.embedding_head.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
     return Detector(model, "cpu")

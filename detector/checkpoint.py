@@ -158,7 +158,7 @@ def _convolutions(model: JDE) -> list[tuple[str, nn.Conv2d, nn.BatchNorm2d | Non
     """The detection part's convolutions in running order, each with the batch norm behind it."""
     found: list[tuple[str, nn.Conv2d, nn.BatchNorm2d | None]] = []
     for name, module in model.named_modules():
-        if name.startswith("embedding_heads"):
+        if name.startswith("embedding_head"):
             continue
         if isinstance(module, nn.Conv2d):
             found.append((name, module, None))

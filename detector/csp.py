@@ -106,7 +106,7 @@ class SpatialPyramidPooling(nn.Module):
 
 
 class CSPBackbone(nn.Module):
-    """CSPDarknet: features at strides 8, 16 and 32 with 4, 8 and 16 times `width` channels."""
+    """CSPDarknet: features at strides 4, 8, 16 and 32 with 2, 4, 8 and 16 times `width` channels."""
 
     def __init__(self, width: int, depth: int, *, depthwise: bool) -> None:
         super().__init__()
@@ -123,13 +123,13 @@ class CSPBackbone(nn.Module):
         self.channels = (width << 2, width << 3, width << 4)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> three maps at strides 8, 16, 32."""
+        """(B, 3, H, W) -> four maps at strides 4, 8, 16, 32."""
         x = self.stem(x)
         maps = []
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
-        return maps[1:]
+        return maps
 
 
 class PathAggregation(nn.Module):

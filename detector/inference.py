@@ -117,7 +117,7 @@ class Detector:
             (N, D) float32 unit rows.
 
         Raises:
-            ValueError: no such frame, or a model without embedding heads.
+            ValueError: no such frame, or a model without embedding head.
         """
         _check_frame("frame", frame)
         if not self.model.config.embedding_dim:

@@ -23,6 +23,9 @@ Size = Literal["nano", "tiny", "s", "m"]
 WIDTHS: dict[Size, float] = {"nano": 0.25, "tiny": 0.375, "s": 0.50, "m": 0.75}
 DEPTHS: dict[Size, int] = {"nano": 1, "tiny": 1, "s": 1, "m": 2}
 PATCH = (8, 4)
+FINE_PATCH = (16, 8)
+FINE_STRIDE = 4
+EMBEDDING_WIDTH = 128
 PRIOR_PROBABILITY = 0.01
 
 
@@ -68,25 +71,38 @@ class DetectionHead(nn.Module):
 
 
 class EmbeddingHead(nn.Module):
-    """Embedding head of one level, run on the feature patches under the boxes kept and nowhere else.
+    """Embeddings from the features under the boxes kept, computed there and nowhere else.
 
-    A patch is the box resampled to 8x4 cells. Two residual 3x3 blocks mix it, horizontal stripes (mean over the
-    width) keep head, torso and legs apart, one linear layer with batch norm gives the embedding.
+    A box is resampled twice: to 8x4 cells of the level it was found at (what the detector makes of the person) and to
+    16x8 cells of the shallow map of stride 4 (texture and colour). Every level has a reduction of its own; what follows
+    is shared, so that a person who comes nearer and changes level keeps the same description. Residual 3x3 blocks mix
+    the patch, horizontal stripes (means over the width) keep head, torso and legs apart, and one linear layer with
+    batch norm gives the embedding.
     """
 
-    def __init__(self, in_channels: int, embedding_dim: int, hidden: int = 96) -> None:
+    def __init__(self, level_channels: Sequence[int], fine_channels: int, embedding_dim: int) -> None:
         super().__init__()
-        self.reduce = ConvBlock(in_channels, hidden, 1)
-        self.mix = nn.ModuleList(spatial_block(hidden, hidden, depthwise=True) for _ in range(2))
-        self.project = nn.Linear(hidden * PATCH[0], embedding_dim, bias=False)
+        self.reduce = nn.ModuleList(ConvBlock(c, EMBEDDING_WIDTH // 2, 1) for c in level_channels)
+        self.fine = ConvBlock(fine_channels, EMBEDDING_WIDTH // 2, 3, 2)
+        self.mix = nn.ModuleList(spatial_block(EMBEDDING_WIDTH, EMBEDDING_WIDTH, depthwise=True) for _ in range(3))
+        self.project = nn.Linear(EMBEDDING_WIDTH * PATCH[0], embedding_dim, bias=False)
         self.norm = nn.BatchNorm1d(embedding_dim)
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """Patches (N, C, 8, 4) -> embeddings (N, D), unit rows."""
-        x = self.reduce(patches)
+    def forward(self, coarse: Sequence[Tensor], fine: Tensor) -> Tensor:
+        """Embed patches.
+
+        Args:
+            coarse: per level (N_l, C_l, 8, 4).
+            fine: (ΣN_l, C, 16, 8) in the order of the levels.
+
+        Returns:
+            (ΣN_l, D) unit rows in the same order.
+        """
+        reduced = [layer(patches) for layer, patches in zip(self.reduce, coarse, strict=True) if len(patches)]
+        x = torch.cat((torch.cat(reduced), self.fine(fine)), dim=1)
         for block in self.mix:
             x = x + block(x)
-        stripes = x.mean(dim=3).flatten(1)  # (N, hidden * 8)
+        stripes = x.mean(dim=3).flatten(1)  # (N, width * 8)
         x = self.project(stripes)
         if len(x) > 1 or not self.training:
             return functional.normalize(self.norm(x))
@@ -113,7 +129,7 @@ class JDE(nn.Module):
         hidden = 4 * width
         self.heads = nn.ModuleList(DetectionHead(c, hidden, config.num_classes, depthwise=depthwise) for c in channels)
         if config.embedding_dim:
-            self.embedding_heads = nn.ModuleList(EmbeddingHead(2 * c, config.embedding_dim) for c in channels)
+            self.embedding_head = EmbeddingHead([2 * c for c in channels], channels[0] // 2, config.embedding_dim)
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """One pass over the images.
@@ -123,31 +139,18 @@ class JDE(nn.Module):
 
         Returns:
             Raw head outputs per level (stride 8, 16, 32), each (B, 5 + num_classes, H/s, W/s), and the features the
-            embedding heads read, each (B, 2C, H/s, W/s): backbone (texture, colour) beside pyramid (context).
+            embedding head reads: the shallow map (B, C/2, H/4, W/4), then per level (B, 2C, H/s, W/s), backbone beside
+            pyramid.
         """
-        shallow = self.backbone(images)
+        fine, *shallow = self.backbone(images)
         deep = self.pyramid(shallow)
         raw = [head(level) for head, level in zip(self.heads, deep, strict=True)]
-        features = [torch.cat(pair, dim=1) for pair in zip(shallow, deep, strict=True)]
-        return raw, features
+        return raw, [fine, *(torch.cat(pair, dim=1) for pair in zip(shallow, deep, strict=True))]
 
-    def patches(self, features: Tensor, level: int, boxes: Tensor, image_index: Tensor) -> Tensor:
-        """Cut the patches the embedding head of one level reads.
-
-        Args:
-            features: (B, 2C, H/s, W/s) of that level.
-            level: 0, 1 or 2 for stride 8, 16, 32.
-            boxes: (N, 4) xyxy in network pixels.
-            image_index: (N,) row of the batch each box belongs to.
-
-        Returns:
-            (N, 2C, 8, 4).
-        """
-        rois = torch.cat((image_index[:, None].to(boxes), boxes), dim=1).to(features.dtype)
-        return roi_align(features, rois, PATCH, 1 / STRIDES[level], sampling_ratio=2, aligned=True)  # type: ignore[no-any-return]
-
-    def embed(self, features: Sequence[Tensor], levels: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
-        """Embeddings of the given boxes, each by the head of the level it was found at.
+    def patches(
+        self, features: Sequence[Tensor], levels: Tensor, boxes: Tensor, image_index: Tensor
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Cut what the embedding head reads from under some boxes.
 
         Args:
             features: the maps `forward` returned.
@@ -156,12 +159,27 @@ class JDE(nn.Module):
             image_index: (N,) row of the batch each box belongs to.
 
         Returns:
+            Patches per level, each (N_l, 2C, 8, 4); fine patches (N, C/2, 16, 8) in the order of the levels; and
+            (N,) the rows of `boxes` in that order.
+        """
+        rois = torch.cat((image_index[:, None].to(boxes), boxes), dim=1).to(features[0].dtype)
+        rows = [(levels == level).nonzero()[:, 0] for level in range(len(STRIDES))]
+        coarse = [
+            roi_align(level_map, rois[level_rows], PATCH, 1 / stride, sampling_ratio=1, aligned=True)
+            for level_map, level_rows, stride in zip(features[1:], rows, STRIDES, strict=True)
+        ]
+        order = torch.cat(rows)
+        fine = roi_align(features[0], rois[order], FINE_PATCH, 1 / FINE_STRIDE, sampling_ratio=1, aligned=True)
+        return coarse, fine, order
+
+    def embed(self, features: Sequence[Tensor], levels: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
+        """Embeddings of the given boxes; the arguments are those of `patches`.
+
+        Returns:
             (N, D) unit rows in the order of `boxes`.
         """
-        out = boxes.new_zeros((len(boxes), self.config.embedding_dim))
-        for level, head in enumerate(self.embedding_heads):
-            rows = (levels == level).nonzero()[:, 0]
-            if len(rows):
-                patches = self.patches(features[level], level, boxes[rows], image_index[rows])
-                out = out.index_copy(0, rows, head(patches).to(out.dtype))
-        return out
+        if not len(boxes):
+            return boxes.new_zeros((0, self.config.embedding_dim))
+        coarse, fine, order = self.patches(features, levels, boxes, image_index)
+        embeddings: Tensor = self.embedding_head(coarse, fine)
+        return embeddings[order.argsort()]

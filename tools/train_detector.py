@@ -25,7 +25,7 @@ import hashlib
 import itertools
 import json
 import math
-import pickle
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -73,9 +73,9 @@ class TrainConfig:
     mosaic: float = 0.5
     """Share of samples made of four images."""
     detector_lr: float = 2e-4
-    """Peak learning rate of backbone, pyramid and detection heads."""
+    """Peak learning rate of backbone, pyramid and detection heads; 0 freezes them: only the embedding is learned."""
     embedding_lr: float = 2e-3
-    """Peak learning rate of embedding heads, classifier, teacher projection and uncertainty weights."""
+    """Peak learning rate of embedding head, classifier, teacher projection and uncertainty weights."""
     weight_decay: float = 1e-2
     """AdamW's, on weights with more than one dimension."""
     warmup: int = 100
@@ -165,6 +165,11 @@ def train(
     tasks = [t for t in TASKS if (t != "id" or num_ids) and (t != "distill" or teacher_dim)]
     if not model_config.embedding_dim:
         tasks = ["box", "conf"]
+    if not config.detector_lr:
+        tasks = [t for t in tasks if t not in ("box", "conf")]
+        freeze_detector(model)
+    if not tasks:
+        raise ValueError("nothing to learn: detector_lr is 0, and there are no embeddings to train on this data")
     criterion = JDECriterion(
         num_ids if "id" in tasks else 0, model_config.embedding_dim, teacher_dim if "distill" in tasks else 0
     ).to(device)
@@ -195,39 +200,40 @@ def train(
     resolved = dump_config({"train": config, "model": model_config})
     print(json.dumps(resolved))
     print(f"{plan.steps_per_epoch} steps an epoch, {config.steps / plan.steps_per_epoch:.1f} epochs")
-    log = open_log(out / "log.jsonl", start)
-    bar = tqdm(total=config.steps, initial=start, unit="step", dynamic_ncols=True, mininterval=2)
-    for step, (images, targets) in enumerate(itertools.islice(loader, max(config.steps - start, 0)), start):
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * schedule(step, config)
-        model.train()
-        if config.frozen_norm:
-            freeze_norms(model)
-        images = images.to(device, memory_format=torch.channels_last).float()
-        targets = [{name: value.to(device) for name, value in target.items()} for target in targets]
-        raw, features = model(images)
-        losses = criterion(model, raw, features, targets, generator)
-        total = weighting(losses)
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        norm = nn.utils.clip_grad_norm_(itertools.chain(model.parameters(), criterion.parameters()), config.clip)
-        check_finite(losses | {"gradient": norm}, step)
-        optimizer.step()
-        update_average(average, model, min(config.ema, (step + 1) / (step + 10)))
+    steps = itertools.islice(loader, max(config.steps - start, 0))
+    with (
+        open_log(out / "log.jsonl", start) as log,
+        tqdm(total=config.steps, initial=start, unit="step", dynamic_ncols=True, mininterval=2) as bar,
+    ):
+        for step, (images, targets) in enumerate(steps, start):
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * schedule(step, config)
+            model.train()
+            if config.frozen_norm or not config.detector_lr:
+                freeze_norms(model)
+            images = images.to(device, memory_format=torch.channels_last).float()
+            targets = [{name: value.to(device) for name, value in target.items()} for target in targets]
+            raw, features = model(images)
+            losses = criterion(model, raw, features, targets, generator)
+            total = weighting({task: losses[task] for task in tasks})
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            norm = nn.utils.clip_grad_norm_(itertools.chain(model.parameters(), criterion.parameters()), config.clip)
+            check_finite(losses | {"gradient": norm}, step)
+            optimizer.step()
+            update_average(average, model, min(config.ema, (step + 1) / (step + 10)))
 
-        row = {"step": step + 1, "total": total.item(), "grad_norm": norm.item()}
-        row |= {task: loss.item() for task, loss in losses.items()}
-        row |= {f"s_{task}": s.item() for task, s in weighting.s.items()}
-        log.write(json.dumps(row) + "\n")
-        bar.update()
-        bar.set_postfix({task: f"{loss.item():.3f}" for task, loss in losses.items()}, refresh=False)
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            log.flush()
-            state = {"parts": parts.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            write_checkpoint(out / "last.pt", state | {"generator": generator.get_state(), "config": resolved})
-            save_model(out / "model.safetensors", average, {"config": resolved, "step": step + 1})
-    bar.close()
-    log.close()
+            row = {"step": step + 1, "total": total.item(), "grad_norm": norm.item()}
+            row |= {task: loss.item() for task, loss in losses.items()}
+            row |= {f"s_{task}": s.item() for task, s in weighting.s.items()}
+            log.write(json.dumps(row) + "\n")
+            bar.update()
+            bar.set_postfix({task: f"{loss.item():.3f}" for task, loss in losses.items()}, refresh=False)
+            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                log.flush()
+                state = {"parts": parts.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+                write_checkpoint(out / "last.pt", state | {"generator": generator.get_state(), "config": resolved})
+                save_model(out / "model.safetensors", average, {"config": resolved, "step": step + 1})
     print(f"{out / 'model.safetensors'}: trained for {max(config.steps, start)} steps")
 
 
@@ -251,11 +257,11 @@ def parameter_groups(
     model: JDE, criterion: nn.Module, weighting: nn.Module, config: TrainConfig
 ) -> list[dict[str, Any]]:
     """Detection and embedding parts at their own rates; no decay on vectors and scalars."""
-    new = [p for name, p in model.named_parameters() if name.startswith("embedding_heads")]
+    new = [p for name, p in model.named_parameters() if name.startswith("embedding_head")]
     new += [*criterion.parameters(), *weighting.parameters()]
-    old = [p for name, p in model.named_parameters() if not name.startswith("embedding_heads")]
+    old = [p for name, p in model.named_parameters() if not name.startswith("embedding_head")]
     return [
-        {"params": [p for p in part if (p.ndim > 1) == heavy], "peak": rate, "weight_decay": decay}
+        {"params": [p for p in part if p.requires_grad and (p.ndim > 1) == heavy], "peak": rate, "weight_decay": decay}
         for part, rate in ((old, config.detector_lr), (new, config.embedding_lr))
         for heavy, decay in ((True, config.weight_decay), (False, 0.0))
     ]
@@ -269,10 +275,16 @@ def schedule(step: int, config: TrainConfig) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def freeze_detector(model: JDE) -> None:
+    """Leave only the embedding head to be trained: what is detected stays as it is, to the bit."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("embedding_head"))
+
+
 def freeze_norms(model: JDE) -> None:
-    """Batch norms outside the embedding heads use their stored statistics."""
+    """Batch norms outside the embedding head use their stored statistics."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.BatchNorm2d) and not name.startswith("embedding_heads"):
+        if isinstance(module, nn.BatchNorm2d) and not name.startswith("embedding_head"):
             module.eval()
 
 
@@ -297,7 +309,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """What `write_checkpoint` wrote, on the CPU."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # whatever the unpickler stumbles over
         raise ValueError(f"{path}: not a readable checkpoint ({type(error).__name__})") from error
     if not isinstance(state, dict) or not {"parts", "optimizer", "step", "generator", "config"} <= state.keys():
         raise ValueError(f"{path}: not a checkpoint of this tool")
@@ -329,9 +343,15 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def describe(sources: list[Source], teacher: str, out: Path, device: str) -> int:
-    """Teacher embeddings of every labelled person, computed once and kept in --out; returns their length."""
+    """Teacher embeddings, computed once and kept in --out; returns their length.
+
+    Person crops have identities that somebody labelled and need no teacher: they keep zero rows.
+    """
     encoder = load_osnet(teacher).to(device)
     for source in sources:
+        if source.crops:
+            source.teacher = [np.zeros((len(rows), TEACHER_DIM), np.float16) for rows in source.labels]
+            continue
         pairs = list(zip(source.images, source.labels, strict=True))
         listing = "\n".join([str(teacher), *(f"{image} {rows[:, 2:].round(6).tolist()}" for image, rows in pairs)])
         cache = out / f"teacher-{hashlib.sha256(listing.encode()).hexdigest()[:16]}.npy"

@@ -138,7 +138,7 @@ class Tracker:
         match_by_iou(tracked | by_position, high, config.iou_thresh)
         if config.low_score_thresh is not None and not high.all():
             low = (detections.scores >= config.low_score_thresh) & ~high
-            match_by_iou(tracked, low, config.low_score_iou_thresh)
+            match_by_iou(tracked | by_position, low, config.low_score_iou_thresh)
         match_by_iou(tracks.state == TENTATIVE, high, config.tentative_iou_thresh)
         return detection_of
 

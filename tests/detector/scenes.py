@@ -21,11 +21,14 @@ def lively_model(seed: int = 0, **config: object) -> JDE:
             nn.init.uniform_(module.running_var, 0.2, 0.8)
             nn.init.uniform_(module.weight, 0.8, 1.4)
             nn.init.normal_(module.bias, 0, 0.2)
-    for head in model.heads:
-        for layer in (head.class_logits, head.objectness):
-            nn.init.normal_(layer.weight, 0, 0.2)
-            nn.init.zeros_(layer.bias)
-    return model.eval()
+    model.eval()
+    picture = torch.from_numpy(noise(128, 128)).permute(2, 0, 1)[None].float()
+    with torch.no_grad():
+        for head, raw in zip(model.heads, model(picture)[0], strict=True):
+            for layer, logits in ((head.objectness, raw[:, 4:5]), (head.class_logits, raw[:, 5:])):
+                layer.weight /= logits.std()
+                layer.bias.copy_((layer.bias - logits.mean()) / logits.std())
+    return model
 
 
 def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:

@@ -56,9 +56,9 @@ def test_yolox_weights_give_onnx_runtimes_output(yolox: Path, shared: Path) -> N
 @pytest.mark.shared
 def test_yolox_weights_leave_the_embedding_head_alone(yolox: Path) -> None:
     model = lively_model(embedding_dim=16)
-    before = {k: v.clone() for k, v in model.embedding_heads.state_dict().items()}
+    before = {k: v.clone() for k, v in model.embedding_head.state_dict().items()}
     load_yolox_onnx(yolox, model)
-    assert all(torch.equal(v, before[k]) for k, v in model.embedding_heads.state_dict().items())
+    assert all(torch.equal(v, before[k]) for k, v in model.embedding_head.state_dict().items())
 
 
 @pytest.mark.shared
@@ -106,7 +106,9 @@ def test_round_trip_in_half_precision(tmp_path: Path) -> None:
     model = lively_model(embedding_dim=16)
     save_model(tmp_path / "m.safetensors", model)
     save_model(tmp_path / "full.safetensors", model, half=False)
-    for a, b in zip(model.state_dict().values(), load_model(tmp_path / "m.safetensors").state_dict().values(), strict=True):
+    for a, b in zip(
+        model.state_dict().values(), load_model(tmp_path / "m.safetensors").state_dict().values(), strict=True
+    ):
         if a.is_floating_point():
             assert torch.equal(a.half().float(), b)
     sizes = [(tmp_path / name).stat().st_size for name in ("m.safetensors", "full.safetensors")]
@@ -185,7 +187,8 @@ def test_files_that_are_no_model(tmp_path: Path) -> None:
     refuse(without(good, target, lambda t, m: t.pop(key)), rf"do not fit the model: 1 missing \({key}\)")
     refuse(without(good, target, lambda t, m: t.update(odd=torch.zeros(1))), r"1 unexpected \(odd\)")
     refuse(
-        without(good, target, lambda t, m: t.update({key: torch.zeros(2)})), rf"1 mis-shaped \({key} \(2,\) for \(1,\)\)"
+        without(good, target, lambda t, m: t.update({key: torch.zeros(2)})),
+        rf"1 mis-shaped \({key} \(2,\) for \(1,\)\)",
     )
 
 

@@ -48,7 +48,8 @@ def test_depthwise_block_has_few_weights() -> None:
 def test_pyramid_keeps_the_shapes_of_the_backbone() -> None:
     backbone = CSPBackbone(8, 1, depthwise=True).eval()
     pyramid = PathAggregation(backbone.channels, 1, depthwise=True).eval()
-    maps = backbone(torch.zeros(1, 3, 64, 96))
+    fine, *maps = backbone(torch.zeros(1, 3, 64, 96))
+    assert fine.shape == (1, 16, 16, 24)
     assert [tuple(m.shape[1:]) for m in maps] == [(32, 8, 12), (64, 4, 6), (128, 2, 3)]
     assert [m.shape for m in pyramid(maps)] == [m.shape for m in maps]
 

@@ -79,6 +79,14 @@ def test_ignored_regions_do_not_count() -> None:
     assert sum(int((r.grad[:, 4] != 0).sum()) for r in raw) == MATCHES
 
 
+@pytest.mark.parametrize(("overlap", "count"), [(0.32, MATCHES), (0.28, CELLS)])
+def test_how_much_of_a_region_must_be_predicted(overlap: float, count: int) -> None:
+    raw = predicting(half_seen)
+    region = [16.0, 16.0, 16 + 0.55 * 32 / overlap, 48.0]
+    JDECriterion(0, 0, 0)(None, raw, [], [target([region, GROUND], [IGNORE_LABEL, 0])])["conf"].backward()
+    assert sum(int((r.grad[:, 4] != 0).sum()) for r in raw) == count
+
+
 def test_ignored_regions_elsewhere_change_nothing() -> None:
     criterion = JDECriterion(0, 0, 0)
     plain = criterion(None, predicting(half_seen), [], [target([GROUND])])
@@ -291,12 +299,12 @@ def test_three_images_can_be_learned_by_heart() -> None:
     parameters = [*model.parameters(), *criterion.parameters(), *weighting.parameters()]
     optimizer = torch.optim.AdamW(parameters, 4e-3)
     history = []
-    for _ in range(30):
+    for _ in range(36):
         losses = criterion(model, *model(images), targets, generator)
         optimizer.zero_grad()
         weighting(losses).backward()
         optimizer.step()
         history.append({k: v.item() for k, v in losses.items()})
-    for task, share in (("box", 0.6), ("conf", 0.3), ("id", 0.6)):
+    for task, share in (("box", 0.75), ("conf", 0.1), ("id", 0.85)):
         late = sum(h[task] for h in history[-5:]) / 5
         assert late < share * history[0][task], (task, history[0], history[-1])

@@ -112,13 +112,8 @@ def test_embeddings_are_computed_for_survivors_alone() -> None:
     images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 255
     _, features = model(images)
     raw = raw_maps(2)
-    counts = [0, 0, 0]
-    for level, head in enumerate(model.embedding_heads):
-
-        def count(module: object, args: tuple[torch.Tensor], level: int = level) -> None:
-            counts[level] += len(args[0])
-
-        head.register_forward_pre_hook(count)
+    counts: list[int] = []
+    model.embedding_head.register_forward_pre_hook(lambda module, args: counts.extend(len(p) for p in args[0]))
     found = postprocess(model, raw, features, 0.3, 0.4, 8)
     kept = [(box, score) for f in found for box, score in zip(f["boxes"], f["scores"], strict=True)]
     assert [len(f["boxes"]) for f in found] == [8, 8]
