@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from detector.csp import BN_EPS
@@ -45,7 +45,7 @@ def save_model(path: str | Path, model: JDE, notes: Mapping[str, Any] | None = N
         "notes": json.dumps(dict(notes or {})),
     }
     temporary = path.with_name(path.name + ".partial")
-    save_file(tensors, temporary, metadata=metadata)
+    temporary.write_bytes(save(tensors, metadata=metadata))
     temporary.replace(path)
 
 

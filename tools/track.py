@@ -227,14 +227,7 @@ def resolve_settings(args: argparse.Namespace) -> dict[str, Any]:
     score = args.score_thresh
     if score is not None:
         tracker, detector = settings["tracker"], settings["detector"]
-        low, birth = tracker.low_score_thresh, tracker.birth_thresh
-        # The thresholds that bound this one give way.
-        settings["tracker"] = dataclasses.replace(
-            tracker,
-            score_thresh=score,
-            low_score_thresh=None if low is None else min(low, score),
-            birth_thresh=None if birth is None else max(birth, score),
-        )
+        settings["tracker"] = dataclasses.replace(tracker, score_thresh=score, birth_thresh=score)
         settings["detector"] = dataclasses.replace(detector, score_thresh=min(detector.score_thresh, score))
     return settings
 

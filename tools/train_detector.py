@@ -84,8 +84,9 @@ class TrainConfig:
     """Largest norm of the gradient."""
     ema: float = 0.998
     """Decay of the moving average of weights that is saved."""
-    frozen_norm: bool = True
-    """Keep the detection part's batch-norm statistics: right for weights whose norms were folded, as YOLOX's are."""
+    frozen_norm: bool | None = None
+    """Keep the detection part's batch-norm statistics, as is right for weights whose norms were folded (YOLOX's are);
+    None keeps them where training starts from `init`, and learns them from a random start."""
     save_every: int = 200
     """Steps between checkpoints."""
     seed: int = 0
@@ -188,6 +189,7 @@ def train(
         generator.set_state(resumed["generator"])
         start = resumed["step"]
 
+    frozen_norm = bool(config.init) if config.frozen_norm is None else config.frozen_norm
     data = TrainingSet(sources, config.seed, config.mosaic)
     plan = BatchPlan(len(data.plan(0)), config.batch_size, config.sizes, config.seed, start)
     loader = DataLoader(
@@ -209,7 +211,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * schedule(step, config)
             model.train()
-            if config.frozen_norm or not config.detector_lr:
+            if frozen_norm or not config.detector_lr:
                 freeze_norms(model)
             images = images.to(device, memory_format=torch.channels_last).float()
             targets = [{name: value.to(device) for name, value in target.items()} for target in targets]

@@ -51,7 +51,7 @@ class Tracker:
         self._frame = 0
         self._next_id = 1
         self._any_track_yet = False
-        self._tracks = Tracks.start(Detections.empty(), np.zeros(0, np.int64), 0, TENTATIVE, 0)
+        self._tracks = Tracks.start(Detections.empty(), np.zeros(0, np.int64), 0, 0)
 
     def update(self, detections: Detections) -> FrameResult:
         """Take the detections of the next frame; call it once for every frame, empty ones too.
@@ -165,6 +165,7 @@ class Tracker:
             tracks.mean[rows], tracks.covariance[rows], xyah[matched]
         )
         tracks.box[rows], tracks.score[rows] = xyxy, score
+        tracks.best_score[rows] = np.maximum(tracks.best_score[rows], score)
         tracks.last_frame[rows] = self._frame
         tracks.hits[rows] += 1
         if detections.embeddings is not None:
@@ -180,11 +181,19 @@ class Tracker:
         tracks = self._tracks
         matched = detection_of >= 0
         tentative = tracks.state == TENTATIVE
-        tracks.state[matched & (~tentative | (tracks.hits >= self.config.confirm_frames))] = TRACKED
+        believed = (tracks.hits >= self.config.confirm_frames) & self._is_alive(tracks)
+        tracks.state[matched & (~tentative | believed)] = TRACKED
         tracks.state[~matched & ~tentative] = LOST
         removed = ~matched & (tentative | (self._frame - tracks.last_frame > self._buffer_frames))
         if removed.any():
             tracks.keep(~removed)
+
+    def _is_alive(self, tracks: Tracks) -> NDArray[np.bool_]:
+        """(M,) tracks whose score is sure, or that have moved as only the living do."""
+        centre = (tracks.box[:, :2] + tracks.box[:, 2:]) / 2
+        way = np.hypot(*(centre - tracks.birthplace).T)
+        moved: NDArray[np.bool_] = way >= self.config.min_motion * (tracks.box[:, 2] - tracks.box[:, 0])
+        return moved | (tracks.best_score >= self.config.sure_thresh)
 
     def _merge_duplicates(self) -> None:
         """Where a tracked and a lost track lie on each other, keep the one that has lived longer.
@@ -224,15 +233,15 @@ class Tracker:
     def _start_tracks(self, detections: Detections, detection_of: NDArray[np.int64]) -> None:
         """Start a track from every unmatched detection that is sure enough."""
         config = self.config
-        born = detections.scores >= config.resolved_birth_thresh
+        born = detections.scores >= max(config.birth_thresh, config.score_thresh)
         born[detection_of[detection_of >= 0]] = False
         rows = born.nonzero()[0]
         if len(rows) == 0:
             return
-        confirmed = config.confirm_frames == 1 or (config.confirm_first_frame and not self._any_track_yet)
-        state = TRACKED if confirmed else TENTATIVE
-        dimension = self._tracks.embedding.shape[1]
-        self._tracks.append(Tracks.start(detections, rows, self._frame, state, dimension))
+        newcomers = Tracks.start(detections, rows, self._frame, self._tracks.embedding.shape[1])
+        if config.confirm_frames == 1 or (config.confirm_first_frame and not self._any_track_yet):
+            newcomers.state[self._is_alive(newcomers)] = TRACKED
+        self._tracks.append(newcomers)
         self._any_track_yet = True
 
     def _number(self) -> None:
@@ -244,8 +253,8 @@ class Tracker:
 
     def _result(self) -> FrameResult:
         tracks = self._tracks
-        # Tracks stand in order of birth and are confirmed after equally many frames: their ids ascend.
         rows = (tracks.state == TRACKED).nonzero()[0]
+        rows = rows[tracks.ids[rows].argsort()]
         if self.config.output == "filtered":
             xyxy = boxes.xyah_to_xyxy(tracks.mean[rows, :4]).astype(np.float32)
         else:

@@ -16,7 +16,8 @@ NO_ID = 0
 
 
 TENTATIVE = 0
-"""State: seen too few times in a row to be believed. The states are plain integers, which compare with arrays fast."""
+"""State: not believed yet, see `confirm_frames` and `sure_thresh` of `TrackerConfig`. The states are plain integers,
+which compare with arrays fast."""
 TRACKED = 1
 """State: confirmed and matched in the last frame."""
 LOST = 2
@@ -39,6 +40,8 @@ class Tracks:
         hits: (M,) int64 number of matched frames.
         box: (M, 4) float32 xyxy of the last matched detection.
         score: (M,) float32 of the last matched detection.
+        best_score: (M,) float32 highest score of all matched detections.
+        birthplace: (M, 2) float32 centre of the first matched detection.
         classes: (M,) int64.
     """
 
@@ -52,11 +55,13 @@ class Tracks:
     hits: IntArray
     box: FloatArray
     score: FloatArray
+    best_score: FloatArray
+    birthplace: FloatArray
     classes: IntArray
 
     @classmethod
-    def start(cls, detections: Detections, rows: NDArray[Any], frame: int, state: int, dimension: int) -> Tracks:
-        """One new track for each of the given rows of `detections`, with embeddings of `dimension` numbers."""
+    def start(cls, detections: Detections, rows: NDArray[Any], frame: int, dimension: int) -> Tracks:
+        """One tentative track for each of the given rows of `detections`, with embeddings of `dimension` numbers."""
         count = len(rows)
         xyxy = detections.xyxy[rows]
         mean, covariance = kalman.initiate(boxes.xyxy_to_xyah(xyxy.astype(np.float64)))
@@ -67,7 +72,7 @@ class Tracks:
         assert detections.classes is not None  # the constructor of Detections fills them in
         return cls(
             ids=np.full(count, NO_ID, np.int64),
-            state=np.full(count, state, np.int8),
+            state=np.full(count, TENTATIVE, np.int8),
             mean=mean,
             covariance=covariance,
             embedding=embedding,
@@ -76,6 +81,8 @@ class Tracks:
             hits=np.ones(count, np.int64),
             box=xyxy,
             score=detections.scores[rows],
+            best_score=detections.scores[rows],
+            birthplace=(xyxy[:, :2] + xyxy[:, 2:]) / 2,
             classes=detections.classes[rows],
         )
 
@@ -98,6 +105,7 @@ class Tracks:
             values = getattr(self, name)
             values[row] = values[by]
         self.hits[row] += self.hits[by]
+        self.best_score[row] = max(self.best_score[row], self.best_score[by])
 
 
 _FIELDS = tuple(field.name for field in fields(Tracks))

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import configs
@@ -205,6 +205,7 @@ def test_a_type_yaml_cannot_hold_is_the_programmers_error():
         load_config(None, [], {"odd": int})
 
 
+@settings(deadline=None)  # writes a file, which a busy machine may make wait
 @given(
     tracker=st.builds(
         TrackerPart,

@@ -143,16 +143,17 @@ def test_settings_reach_the_tracker(run, tmp_path: Path) -> None:
     assert run("--video", clip, "--score-thresh", 0.95, *options)[0] == 0
     got = json.loads(report.read_text())
     assert got["boxes"] == 0  # the detector gives 0.9
-    assert got["config"]["tracker"]["score_thresh"] == 0.95
+    assert got["config"]["tracker"]["score_thresh"] == got["config"]["tracker"]["birth_thresh"] == 0.95
     assert run("--video", clip, "--score-thresh", 0.05, *options)[0] == 0
     got = json.loads(report.read_text())
     assert got["boxes"] == 5
-    assert got["config"]["tracker"]["low_score_thresh"] == got["config"]["detector"]["score_thresh"] == 0.05
+    assert got["config"]["tracker"]["score_thresh"] == got["config"]["tracker"]["birth_thresh"] == 0.05
+    assert got["config"]["detector"]["score_thresh"] == 0.05
     config = tmp_path / "c.yaml"
-    config.write_text("tracker:\n  track_buffer: 3.0\n  confirm_frames: 4\n")
+    config.write_text("tracker:\n  track_buffer: 2.5\n  confirm_frames: 4\n")
     assert run("--video", clip, "--config", config, "--set", "tracker.confirm_frames=1", *options)[0] == 0
     got = json.loads(report.read_text())["config"]["tracker"]
-    assert (got["track_buffer"], got["confirm_frames"]) == (3.0, 1)
+    assert (got["track_buffer"], got["confirm_frames"]) == (2.5, 1)
 
 
 def test_bad_settings(run, tmp_path: Path) -> None:

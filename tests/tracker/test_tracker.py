@@ -18,14 +18,19 @@ from tracker.boxes import iou, tlwh_to_xyxy
 JDE = TrackerConfig(
     score_thresh=0.5,
     low_score_thresh=None,
+    birth_thresh=0.5,
     embedding_metric="euclidean",
     embedding_thresh=0.7,
+    iou_thresh=0.5,
     iou_rematch_seconds=0,
+    track_buffer=1.0,
+    sure_thresh=0,
+    output="filtered",
 )
 
 
 def standing(*lefts, score=0.9, looks=None, top=100.0, width=40.0, height=100.0):
-    """Upright people at the given left edges; `looks` names each one's embedding by a number from 0."""
+    """Upright people at the given left edges, with one score or one each; `looks` names embeddings from 0 on."""
     lefts = np.array(lefts, np.float32).reshape(-1)
     xyxy = np.stack([lefts, np.full_like(lefts, top), lefts + width, np.full_like(lefts, top + height)], axis=1)
     embeddings = None if looks is None else np.eye(8, dtype=np.float32)[list(looks)]
@@ -95,7 +100,7 @@ def test_unconfirmed_track_is_predicted_over_several_frames():
 
 def test_ids_count_from_one_without_gaps():
     rng = np.random.default_rng(0)
-    tracker, seen = Tracker(frame_rate=5), []
+    tracker, seen = Tracker(TrackerConfig(track_buffer=1.0), frame_rate=5), []
     for _ in range(400):
         people = rng.choice(40, size=rng.integers(0, 12), replace=False)
         for track_id in ids(tracker.update(standing(*(people * 100.0), looks=people % 8))):
@@ -106,13 +111,14 @@ def test_ids_count_from_one_without_gaps():
 
 
 def test_trackers_are_independent_and_reset_restarts():
-    one, other = Tracker(), Tracker()
+    config = TrackerConfig(output="filtered")  # shows what is left of the filter's state
+    one, other = Tracker(config), Tracker(config)
     run(one, [standing(0, 200, 400)] * 3)
     assert ids(other.update(standing(0))) == [1]
     assert ids(one.update(standing(0, 200, 400))) == [1, 2, 3]
     frames = [standing(5 * k, 400 - 5 * k, looks=(0, 1)) for k in range(20)]
     one.reset()
-    again, fresh = run(one, frames), run(Tracker(), frames)
+    again, fresh = run(one, frames), run(Tracker(config), frames)
     for result, expected in zip(again, fresh, strict=True):
         assert result.frame == expected.frame and ids(result) == ids(expected)
         np.testing.assert_array_equal(result.xyxy, expected.xyxy)
@@ -130,7 +136,7 @@ def test_frames_are_counted_from_one_even_when_empty():
 
 def test_score_exactly_at_a_threshold_counts():
     for thresh in (0.3, 0.5, 0.6):
-        config = TrackerConfig(score_thresh=thresh, low_score_thresh=None)
+        config = TrackerConfig(score_thresh=thresh, low_score_thresh=None, birth_thresh=thresh, sure_thresh=0)
         at, below = standing(0, score=thresh), standing(0, score=np.nextafter(np.float32(thresh), np.float32(0)))
         assert ids(Tracker(config).update(at)) == [1]
         assert ids(Tracker(config).update(below)) == []
@@ -148,9 +154,25 @@ def test_low_scores_continue_a_tracked_person_but_start_none():
     assert [ids(result) for result in run(without, [sure, unsure])] == [[1], []]
 
 
-def test_low_scores_do_not_find_lost_people_again():
-    results = run(Tracker(), [standing(0), NOBODY, standing(0, score=0.3), standing(0)])
-    assert [ids(result) for result in results] == [[1], [], [], [1]]
+def test_low_scores_find_only_recently_lost_people_again():
+    config = TrackerConfig(iou_rematch_seconds=0.5, track_buffer=2.0)
+
+    def after(hidden, looks):
+        tracker = Tracker(config, frame_rate=10)
+        frames = [standing(0, looks=looks)] * 3 + [NOBODY] * hidden
+        return [ids(result) for result in run(tracker, [*frames, standing(0, score=0.3, looks=looks)])][-1]
+
+    assert after(4, [0]) == [1]
+    assert after(5, [0]) == []
+    # Where position is all there is, the buffer is the limit.
+    assert after(20, None) == [1]
+    assert after(21, None) == []
+
+
+def test_low_threshold_above_the_other_leaves_nothing_between():
+    tracker = Tracker(TrackerConfig(score_thresh=0.5, low_score_thresh=0.7))
+    results = run(tracker, [standing(0), standing(0, score=0.6), standing(0, score=0.49), standing(0, score=0.5)])
+    assert [ids(result) for result in results] == [[1], [1], [], [1]]
 
 
 def test_low_score_does_not_change_what_a_person_looks_like():
@@ -161,10 +183,77 @@ def test_low_score_does_not_change_what_a_person_looks_like():
 
 
 def test_birth_threshold():
-    config = TrackerConfig(score_thresh=0.4, low_score_thresh=None, birth_thresh=0.6)
+    config = TrackerConfig(score_thresh=0.4, low_score_thresh=None, birth_thresh=0.6, sure_thresh=0)
     assert all(len(result) == 0 for result in run(Tracker(config), [standing(0, score=0.5)] * 3))
     assert ids(Tracker(config).update(standing(0, score=0.6))) == [1]
     assert ids(run(Tracker(config), [standing(0), standing(0, score=0.5)])[-1]) == [1]
+
+
+def test_birth_threshold_below_the_score_threshold_is_that_one():
+    config = TrackerConfig(score_thresh=0.6, birth_thresh=0.3, sure_thresh=0)
+    assert all(len(result) == 0 for result in run(Tracker(config), [standing(0, score=0.59)] * 3))
+    assert ids(Tracker(config).update(standing(0, score=0.6))) == [1]
+
+
+# --- sure or moving
+
+
+@pytest.mark.parametrize("settings", [{}, {"confirm_frames": 1}, {"confirm_first_frame": False}])
+def test_what_scores_in_the_middle_and_stays_is_never_reported(settings):
+    rng = np.random.default_rng(0)
+    tracker = Tracker(TrackerConfig(**settings))
+    for _ in range(60):  # its detection trembles, by less than half a width
+        assert ids(tracker.update(standing(rng.uniform(0, 19), score=rng.uniform(0.6, 0.74)))) == []
+    assert len(tracker._tracks) == 1
+    # It took no id either.
+    assert ids(run(tracker, [standing(0, 300, score=[0.7, 0.9])] * 2)[-1]) == [1]
+
+
+def test_what_scores_in_the_middle_is_reported_once_it_has_moved_far_enough():
+    def reported(*frames, **settings):
+        return [ids(result) for result in run(Tracker(TrackerConfig(**settings)), frames)]
+
+    def at(left, top=100.0, width=40.0):
+        return standing(left, top=top, width=width, score=0.6)
+
+    assert reported(at(0), at(10), at(20), at(20)) == [[], [], [1], [1]]  # half of 40
+    assert reported(at(0), at(10), at(19.99), at(19.99)) == [[], [], [], []]
+    assert reported(at(0), at(10), at(20), at(0)) == [[], [], [1], [1]]  # once believed, always believed
+    assert reported(at(0), at(-12, top=116)) == [[], [1]]  # any direction: 12, 16, 20
+    assert reported(at(0), at(0, width=80)) == [[], []]  # the width is the present one
+    assert reported(at(0), at(20), at(40), confirm_frames=3) == [[], [], [1]]
+    assert reported(at(0), at(10), min_motion=0.25) == [[], [1]]
+    assert reported(at(0), at(0), min_motion=0) == [[1], [1]]
+    assert reported(at(0), at(0), sure_thresh=0) == [[1], [1]]
+    # Interrupted, it starts from where it is seen next.
+    assert reported(at(0), at(10), NOBODY, at(20), at(30), at(40)) == [[], [], [], [], [], [1]]
+
+
+def test_one_sure_score_suffices():
+    below = np.nextafter(np.float32(0.75), np.float32(0))
+
+    def reported(*scores, before=()):
+        tracker = Tracker()
+        run(tracker, before)
+        return [ids(tracker.update(standing(0, score=score))) for score in scores]
+
+    assert reported(0.6, 0.6, 0.75, 0.6) == [[], [], [1], [1]]
+    assert reported(0.6, 0.6, below, below) == [[], [], [], []]
+    assert reported(0.75, 0.6) == [[1], [1]]
+    # Not the first of the video: the sure score counts once the frames suffice.
+    other = [standing(500), NOBODY]
+    assert reported(0.75, 0.6, before=other) == [[], [2]]
+    assert reported(0.6, 0.75, before=other) == [[], [2]]
+
+
+def test_ids_follow_confirmation_and_order_the_result():
+    """The elder of two is believed later: it gets the later id and stands behind, with its own box and score."""
+    frames = [standing(0, score=0.6)] + [standing(0, 300, score=[0.6, 0.9])] * 3
+    frames += [standing(0, 300, 600, score=[0.8, 0.9, 0.9])] * 2
+    results = run(Tracker(), frames)
+    assert [ids(result) for result in results] == [[], [], [1], [1], [1, 2], [1, 2, 3]]
+    assert results[-1].xyxy[:, 0].tolist() == [300, 0, 600]
+    assert results[-1].scores.tolist() == pytest.approx([0.9, 0.8, 0.9])
 
 
 # --- occlusion and the buffer
@@ -184,7 +273,7 @@ def test_hidden_for_the_whole_buffer_keeps_the_id_one_frame_more_does_not(looks)
 
 
 def test_expired_track_never_returns_and_its_successor_is_not_renumbered():
-    tracker = Tracker(frame_rate=5)
+    tracker = Tracker(TrackerConfig(track_buffer=1.0), frame_rate=5)
     here = standing(0, looks=[0])
     run(tracker, [here] * 3 + [NOBODY] * 6)
     seen = [ids(result) for result in run(tracker, [here] * 4 + [NOBODY] + [here] * 4)]
@@ -252,7 +341,7 @@ def test_two_people_crossing_keep_their_ids():
 def test_a_jump_keeps_the_id_by_looks_alone():
     frames = [standing(0, 100, looks=(0, 1))] * 3 + [standing(25, 75, looks=(0, 1))]
     assert iou(frames[0].xyxy, frames[-1].xyxy).max() < 0.5  # out of reach for the match by position
-    last = run(Tracker(), frames)[-1]
+    last = run(Tracker(TrackerConfig(iou_thresh=0.5)), frames)[-1]
     assert ids(last) == [1, 2]
 
 
@@ -370,7 +459,8 @@ def test_younger_lost_track_under_a_passer_by_is_a_duplicate_unless_it_looks_dif
     ("settings", "before", "score", "matched", "unmatched"),
     [
         # At width 40, moving d px leaves an IoU of (40 - d) / (40 + d).
-        ({}, 5, 0.9, 13, 14),  # IoU 0.509 and 0.481
+        ({}, 5, 0.9, 26, 27),  # IoU 0.212 and 0.194
+        ({"iou_thresh": 0.5}, 5, 0.9, 13, 14),  # IoU 0.509 and 0.481
         ({"iou_thresh": 0.7}, 5, 0.9, 21, 22),  # IoU 0.311 and 0.290
         ({}, 5, 0.3, 13, 14),
         ({"low_score_iou_thresh": 0.7}, 5, 0.3, 21, 22),
@@ -382,6 +472,12 @@ def test_overlap_needed_by_each_stage(settings, before, score, matched, unmatche
     for step, expected in ((matched, [1]), (unmatched, [])):
         tracker = Tracker(TrackerConfig(**settings))
         assert ids(run(tracker, [standing(0)] * before + [standing(step, score=score)])[-1]) == expected
+
+
+def test_a_wider_limit_for_low_scores_is_for_those_only():
+    config = TrackerConfig(iou_thresh=0.3, low_score_iou_thresh=0.5)
+    results = run(Tracker(config), [standing(0, 300)] * 5 + [standing(8, 308, score=[0.9, 0.3])])  # IoU 0.667
+    assert ids(results[-1]) == [2]
 
 
 # --- boxes
@@ -451,9 +547,12 @@ def crowd(frames, people=30, dimension=32, seed=0, life=None):
 
 @pytest.mark.parametrize("config", [TrackerConfig(), JDE], ids=["default", "jde"])
 def test_ids_are_unique_and_sorted_within_a_frame(config):
-    tracker = Tracker(config)
+    tracker, highest = Tracker(config), 0
     for detections in crowd(100, life=50):
         result = tracker.update(detections)
+        new = result.track_ids[result.track_ids > highest]
+        assert new.tolist() == list(range(highest + 1, highest + 1 + len(new)))
+        highest += len(new)
         assert (np.diff(result.track_ids) > 0).all()
         assert len(result.xyxy) == len(result.scores) == len(result.classes) == len(result)
         assert len(result) <= len(detections)
@@ -461,7 +560,8 @@ def test_ids_are_unique_and_sorted_within_a_frame(config):
 
 def test_order_of_detections_only_relabels():
     rng = np.random.default_rng(1)
-    straight, shuffled, names = Tracker(), Tracker(), {}
+    config = TrackerConfig(output="filtered")
+    straight, shuffled, names = Tracker(config), Tracker(config), {}
     for detections in crowd(80, life=60):
         first = straight.update(detections)
         second = shuffled.update(detections[rng.permutation(len(detections))])
@@ -536,8 +636,11 @@ def test_parity_with_the_published_tracker(shared, name):
     [
         ({"score_thresh": 1.1}, r"score_thresh: expected a number in \[0, 1\], got 1.1"),
         ({"score_thresh": float("nan")}, "score_thresh: .* got nan"),
-        ({"low_score_thresh": 0.6}, r"low_score_thresh: expected a number in \[0, 0.5\], got 0.6"),
-        ({"birth_thresh": 0.4}, r"birth_thresh: expected a number in \[0.5, 1\], got 0.4"),
+        ({"low_score_thresh": -0.1}, r"low_score_thresh: expected a number in \[0, 1\], got -0.1"),
+        ({"birth_thresh": 1.2}, r"birth_thresh: expected a number in \[0, 1\], got 1.2"),
+        ({"sure_thresh": 1.01}, r"sure_thresh: expected a number in \[0, 1\], got 1.01"),
+        ({"min_motion": -0.5}, r"min_motion: expected a number in \[0, inf\), got -0.5"),
+        ({"min_motion": float("inf")}, r"min_motion: expected a number in \[0, inf\), got inf"),
         ({"embedding_metric": "manhattan"}, "embedding_metric: expected one of cosine, euclidean, got 'manhattan'"),
         ({"embedding_thresh": 0}, r"embedding_thresh: expected a number in \(0, 2\], got 0"),
         ({"embedding_momentum": 1}, r"embedding_momentum: expected a number in \[0, 1\), got 1"),
