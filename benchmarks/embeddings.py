@@ -1,4 +1,4 @@
-"""How well the detector's embedding branch tells people apart, beside an untrained one and a re-ID network.
+r"""How well the detector's embedding branch tells people apart, beside an untrained one and a re-ID network.
 
     python benchmarks/embeddings.py --market ../shared/data/reid/pku_market_layout \\
         --video ../shared/data/video/people.mp4 --osnet ../shared/data/weights/osnet_x0_25_msmt17.pth

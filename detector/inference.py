@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from detector.checkpoint import load_model
-from detector.csp import STRIDES, ConvBlock
+from detector.csp import STRIDES
+from detector.engine import Engine, dense_forward, fused
 from detector.model import JDE
 from detector.postprocess import postprocess
 
@@ -36,6 +33,8 @@ class DetectorConfig:
     """Of two boxes whose IoU is higher, the one that scores lower is dropped."""
     max_detections: int = 300
     """At most this many boxes a frame, the best."""
+    engine: Engine = "auto"
+    """What runs the convolutions: "onnxruntime" (CPU alone), "torch", or the faster of them on the device at hand."""
 
     def __post_init__(self) -> None:
         if self.input_size < STRIDES[-1] or self.input_size % STRIDES[-1]:
@@ -44,6 +43,8 @@ class DetectorConfig:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
+        if self.engine not in get_args(Engine):
+            raise ValueError(f"engine: expected one of {', '.join(get_args(Engine))}, got {self.engine!r}")
         if self.max_detections < 1:
             raise ValueError(f"max_detections: expected at least 1, got {self.max_detections}")
 
@@ -80,7 +81,8 @@ class Detector:
     def __init__(self, model: JDE, device: torch.device | str = "cpu", config: DetectorConfig | None = None) -> None:
         self.config = config or DetectorConfig()
         self.device = torch.device(device)
-        self.model = _fused(model).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = fused(model).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._forward = dense_forward(self.model, self.device, self.config.engine)
 
     def __call__(self, frames: Sequence[NDArray[np.uint8]]) -> list[dict[str, NDArray[Any]]]:
         """Find the people in frames.
@@ -123,7 +125,7 @@ class Detector:
         if not self.model.config.embedding_dim:
             raise ValueError("embed: the model has no embedding head")
         pixels, scale = letterbox(frame, self.config.input_size)
-        raw, features = self.model(self._to_tensor([pixels]))
+        raw, features = self._forward(torch.from_numpy(pixels[None]))
         scaled = torch.from_numpy(np.asarray(boxes, np.float32).reshape(-1, 4) * np.array(scale * 2, np.float32))
         scaled = scaled.to(self.device)
         centre = (scaled[:, :2] + scaled[:, 2:]) / 2
@@ -137,14 +139,10 @@ class Detector:
         embeddings = self.model.embed(features, levels, scaled, torch.zeros_like(levels))
         return np.asarray(embeddings.cpu().numpy(), np.float32)
 
-    def _to_tensor(self, inputs: Sequence[NDArray[np.uint8]]) -> Tensor:
-        # (B, H, W, 3) seen as (B, 3, H, W) is channels-last already: one copy, to float.
-        return torch.from_numpy(np.stack(inputs)).to(self.device).permute(0, 3, 1, 2).float()
-
     @torch.inference_mode()
     def _batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[dict[str, NDArray[Any]]]:
         inputs, scales = zip(*(letterbox(frame, self.config.input_size) for frame in frames), strict=True)
-        raw, features = self.model(self._to_tensor(inputs))
+        raw, features = self._forward(torch.from_numpy(np.stack(inputs)))
         config = self.config
         found = postprocess(self.model, raw, features, config.score_thresh, config.nms_thresh, config.max_detections)
         scale = np.array(scales[0] * 2, np.float32)
@@ -183,24 +181,3 @@ def load_detector(
 def _check_frame(name: str, frame: NDArray[Any]) -> None:
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or not frame.size:
         raise ValueError(f"{name}: expected (H, W, 3) uint8, got {frame.shape} {frame.dtype}")
-
-
-class _FusedConvBlock(nn.Module):
-    """A `ConvBlock` with its batch norm folded in, for inference."""
-
-    def __init__(self, block: ConvBlock) -> None:
-        super().__init__()
-        self.conv = fuse_conv_bn_eval(block.conv, block.norm)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.silu(self.conv(x), inplace=True)
-
-
-def _fused(model: JDE) -> JDE:
-    """A copy of the model with every batch norm behind a convolution folded."""
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, ConvBlock):
-                setattr(module, name, _FusedConvBlock(child))
-    return model

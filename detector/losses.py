@@ -132,10 +132,6 @@ class JDECriterion(nn.Module):
         person = (sizes.cumsum(0) - sizes)[image] + matched[image, cell]  # row over all targets of the batch
         keep = _sample_per_group(person, self.samples_per_box, generator)
         image, cell, person = image[keep], cell[keep], person[keep]
-        for level_features in features:
-            # RoI align returns its gradient in planes; in the layout of the network the way back is a quarter faster.
-            if level_features.requires_grad:
-                level_features.register_hook(_channels_last)  # type: ignore[no-untyped-call]
         embeddings = model.embed(features, level[cell], boxes[image, cell], image)
         zero = embeddings.sum() * 0 + sum(f.sum() * 0 for f in features)
         losses: dict[str, Tensor] = {}
@@ -151,10 +147,6 @@ class JDECriterion(nn.Module):
             distance = 1 - functional.cosine_similarity(student, teacher[known])
             losses["distill"] = distance.mean() if known.any() else zero
         return losses
-
-
-def _channels_last(gradient: Tensor) -> Tensor:
-    return gradient.contiguous(memory_format=torch.channels_last)
 
 
 def _aligned_iou(a: Tensor, b: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.ops import roi_align
 
 from detector.csp import STRIDES, ConvBlock, CSPBackbone, PathAggregation, spatial_block
 
@@ -47,6 +46,41 @@ class ModelConfig:
             raise ValueError(f"num_classes: expected at least 1, got {self.num_classes}")
         if self.embedding_dim < 0:
             raise ValueError(f"embedding_dim: expected 0 or more, got {self.embedding_dim}")
+
+
+def sample_boxes(level_map: Tensor, boxes: Tensor, image_index: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Resample boxes to a grid, one bilinear sample in the middle of each cell.
+
+    This is RoI align (He et al., "Mask R-CNN", ICCV 2017) with one sample a cell, by gathering whole rows of channels:
+    several times faster on a CPU than torchvision's, which goes through planes.
+
+    Args:
+        level_map: (B, C, H, W), fastest in channels-last memory.
+        boxes: (N, 4) xyxy in cells of the map.
+        image_index: (N,) row of the batch each box belongs to.
+        grid: rows and columns (h, w).
+
+    Returns:
+        (N, C, h, w); zero where a sample lies more than a cell outside the map.
+    """
+    batch, channels, height, width = level_map.shape
+    rows, columns = grid
+    size = boxes[:, 2:] - boxes[:, :2]
+    x = boxes[:, :1] + size[:, :1] * (torch.arange(columns, device=boxes.device) + 0.5) / columns - 0.5  # (N, w)
+    y = boxes[:, 1:2] + size[:, 1:] * (torch.arange(rows, device=boxes.device) + 0.5) / rows - 0.5  # (N, h)
+    inside = ((y >= -1) & (y <= height))[:, :, None] & ((x >= -1) & (x <= width))[:, None]  # (N, h, w)
+    x, y = x.clamp(0, width - 1), y.clamp(0, height - 1)
+    left, top = x.long(), y.long()
+    fraction_x, fraction_y = (x - left)[:, None], (y - top)[:, :, None]
+    flat = level_map.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
+    first = image_index[:, None] * height
+    result = level_map.new_zeros(())
+    for row, weight_y in ((top, 1 - fraction_y), ((top + 1).clamp(max=height - 1), fraction_y)):
+        for column, weight_x in ((left, 1 - fraction_x), ((left + 1).clamp(max=width - 1), fraction_x)):
+            cell = ((first + row) * width)[:, :, None] + column[:, None]  # (N, h, w)
+            weight = (weight_y * weight_x * inside).to(flat.dtype)
+            result = result + flat[cell.flatten()].view(*cell.shape, channels) * weight[..., None]
+    return result.expand(len(boxes), rows, columns, channels).permute(0, 3, 1, 2)
 
 
 class DetectionHead(nn.Module):
@@ -139,13 +173,13 @@ class JDE(nn.Module):
 
         Returns:
             Raw head outputs per level (stride 8, 16, 32), each (B, 5 + num_classes, H/s, W/s), and the features the
-            embedding head reads: the shallow map (B, C/2, H/4, W/4), then per level (B, 2C, H/s, W/s), backbone beside
-            pyramid.
+            embedding head reads: the shallow map (B, C/2, H/4, W/4), then per level the backbone's and the pyramid's
+            map, each (B, C, H/s, W/s).
         """
         fine, *shallow = self.backbone(images)
         deep = self.pyramid(shallow)
         raw = [head(level) for head, level in zip(self.heads, deep, strict=True)]
-        return raw, [fine, *(torch.cat(pair, dim=1) for pair in zip(shallow, deep, strict=True))]
+        return raw, [fine, *(level for pair in zip(shallow, deep, strict=True) for level in pair)]
 
     def patches(
         self, features: Sequence[Tensor], levels: Tensor, boxes: Tensor, image_index: Tensor
@@ -162,14 +196,14 @@ class JDE(nn.Module):
             Patches per level, each (N_l, 2C, 8, 4); fine patches (N, C/2, 16, 8) in the order of the levels; and
             (N,) the rows of `boxes` in that order.
         """
-        rois = torch.cat((image_index[:, None].to(boxes), boxes), dim=1).to(features[0].dtype)
         rows = [(levels == level).nonzero()[:, 0] for level in range(len(STRIDES))]
-        coarse = [
-            roi_align(level_map, rois[level_rows], PATCH, 1 / stride, sampling_ratio=1, aligned=True)
-            for level_map, level_rows, stride in zip(features[1:], rows, STRIDES, strict=True)
-        ]
+        coarse = []
+        for level, stride in enumerate(STRIDES):
+            own = boxes[rows[level]] / stride, image_index[rows[level]]
+            maps = features[1 + 2 * level : 3 + 2 * level]
+            coarse.append(torch.cat([sample_boxes(level_map, *own, PATCH) for level_map in maps], dim=1))
         order = torch.cat(rows)
-        fine = roi_align(features[0], rois[order], FINE_PATCH, 1 / FINE_STRIDE, sampling_ratio=1, aligned=True)
+        fine = sample_boxes(features[0], boxes[order] / FINE_STRIDE, image_index[order], FINE_PATCH)
         return coarse, fine, order
 
     def embed(self, features: Sequence[Tensor], levels: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:

@@ -238,13 +238,14 @@ def load(args: argparse.Namespace, config: Any) -> tuple[Any, int, int]:
 
     from detector import load_detector
 
+    cores = args.threads or available_cores()
+    # Frames side by side use the cores better than one frame spread over all of them. The detector asks torch how many
+    # threads a frame gets, so that is settled first.
+    workers = min(cores, MAX_WORKERS)
+    torch.set_num_threads(max(1, cores // workers))
     detector = load_detector(args.weights, args.device, config)
     if detector.device.type != "cpu":
         return detector, 1, GPU_BATCH
-    cores = args.threads or available_cores()
-    # Frames side by side use the cores better than one frame spread over all of them.
-    workers = min(cores, MAX_WORKERS)
-    torch.set_num_threads(max(1, cores // workers))
     return detector, workers, 1
 
 

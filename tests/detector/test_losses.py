@@ -299,7 +299,7 @@ def test_three_images_can_be_learned_by_heart() -> None:
     parameters = [*model.parameters(), *criterion.parameters(), *weighting.parameters()]
     optimizer = torch.optim.AdamW(parameters, 4e-3)
     history = []
-    for _ in range(36):
+    for _ in range(80):
         losses = criterion(model, *model(images), targets, generator)
         optimizer.zero_grad()
         weighting(losses).backward()
