@@ -1,7 +1,9 @@
 import pytest
 import torch
+from torchvision.ops import roi_align
 
 from detector import JDE, ModelConfig
+from detector.model import sample_boxes
 from tests.detector.scenes import lively_model
 
 
@@ -11,9 +13,9 @@ def test_every_size_runs(size: str, width: int) -> None:
     with torch.no_grad():
         raw, features = model(torch.zeros(1, 3, 64, 96))
     assert [tuple(r.shape) for r in raw] == [(1, 6, 8, 12), (1, 6, 4, 6), (1, 6, 2, 3)]
-    assert [f.shape[1] for f in features] == [2 * width, 8 * width, 16 * width, 32 * width]
+    assert [f.shape[1] for f in features] == [width * times for times in (2, 4, 4, 8, 8, 16, 16)]
     assert features[0].shape[2:] == (16, 24)
-    assert [f.shape[2:] for f in features[1:]] == [r.shape[2:] for r in raw]
+    assert [f.shape[2:] for f in features[1:]] == [r.shape[2:] for r in raw for _ in range(2)]
 
 
 def test_larger_sizes_are_larger() -> None:
@@ -90,6 +92,7 @@ def test_the_head_sees_the_boxes_given_and_nothing_else() -> None:
     few = levels != 1
     model.embed(features, levels[few], boxes[few], images[few])
     fine, *channels = [f.shape[1] for f in features]
+    channels = [shallow + deep for shallow, deep in zip(channels[::2], channels[1::2], strict=True)]
     assert seen == [([(n, c, 8, 4) for n, c in zip((3, 0, 2), channels, strict=True)], (5, fine, 16, 8))]
 
 
@@ -101,11 +104,12 @@ def test_an_embedding_does_not_depend_on_pixels_far_away() -> None:
     box, zero = torch.tensor([[8.0, 8, 40, 56]]), torch.tensor([0])
     before = model.embed(features, zero, box, zero)
     features[0][..., 20:, 20:] += 5
-    features[1][..., 10:, 10:] += 5
-    features[2] += 5
-    features[3] += 5
+    for own_level in features[1:3]:
+        own_level[..., 10:, 10:] += 5
+    for other_level in features[3:]:
+        other_level += 5
     assert torch.equal(model.embed(features, zero, box, zero), before)
-    for level, row, column in ((0, 12, 8), (1, 5, 4)):  # near the corner of the box
+    for level, row, column in ((0, 12, 8), (1, 5, 4), (2, 5, 4)):  # near the corner of the box
         features[level][..., row : row + 2, column] += 5
         after = model.embed(features, zero, box, zero)
         assert not torch.allclose(after, before, atol=1e-3)
@@ -139,3 +143,19 @@ def test_a_single_person_can_be_embedded_in_training() -> None:
 def test_no_embedding_head_without_dimensions() -> None:
     model = JDE(ModelConfig(embedding_dim=0))
     assert not hasattr(model, "embedding_head")
+
+
+@pytest.mark.parametrize("grid", [(8, 4), (16, 8)])
+def test_sampling_boxes_equals_roi_align(grid: tuple[int, int]) -> None:
+    """torchvision's, with one sample a cell; boxes inside, across the border and far outside."""
+    generator = torch.Generator().manual_seed(0)
+    level_map = torch.randn(2, 6, 12, 20, generator=generator)
+    corner = torch.rand(60, 2, generator=generator) * 40 - 12
+    boxes = torch.cat((corner, corner + torch.rand(60, 2, generator=generator) * 15 + 0.2), dim=1)
+    image = torch.randint(0, 2, (60,), generator=generator)
+    rois = torch.cat((image[:, None].float(), boxes), dim=1)
+    expected = roi_align(level_map, rois, grid, 1.0, sampling_ratio=1, aligned=True)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found = sample_boxes(level_map.to(memory_format=layout), boxes, image, grid)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert sample_boxes(level_map, boxes[:0], image[:0], grid).shape == (0, 6, *grid)
