@@ -1,6 +1,6 @@
 r"""How well the detector's embedding branch tells people apart, beside an untrained one and a re-ID network.
 
-    python benchmarks/embeddings.py --market ../shared/data/reid/pku_market_layout \\
+    python benchmarks/embeddings.py --market ../shared/data/reid/pku_market_layout \
         --video ../shared/data/video/people.mp4 --osnet ../shared/data/weights/osnet_x0_25_msmt17.pth
 
 Query against gallery: every crop is pasted on grey at its size and the detector describes the person it finds there
@@ -15,13 +15,13 @@ import json
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from detector import Detector, DetectorConfig, load_detector, load_model
+from detector.data import read_image
 from detector.inference import PAD_VALUE
 from reid.datasets import read_market
 from reid.encoders import encode_crops, load_osnet
@@ -30,26 +30,29 @@ from tracker import Detections, Tracker, TrackerConfig
 from tracker.boxes import iou
 from tracker.sources import open_source
 
-CANVAS = 256
-"""Side of the grey square a crop is pasted on, in pixels."""
 
-
-def untrained(weights: str | None) -> Detector:
+def untrained(weights: str | None, config: DetectorConfig) -> Detector:
     """The same detector with its embedding head drawn anew."""
     model = load_model(weights)
     torch.manual_seed(0)
     for module in model.embedding_head.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
-    return Detector(model, "cpu")
+    return Detector(model, "cpu", config)
 
 
-def describe_crops(detector: Detector, crops: list[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], float]:
-    """Embeddings (N, D) of crops on grey, and the share in which the detector found the person itself."""
+def describe_crops(
+    detector: Detector, crops: list[NDArray[np.uint8]], canvas: int
+) -> tuple[NDArray[np.float32], float]:
+    """Describe crops, each on a grey square of side `canvas` pixels.
+
+    Returns:
+        Embeddings (N, D), and the share of crops in which the detector found the person itself.
+    """
     rows, found = [], 0
     for crop in tqdm(crops, desc="crops", mininterval=2):
         height, width = crop.shape[:2]
-        side = max(CANVAS, height, width)
+        side = max(canvas, height, width)
         image = np.full((side, side, 3), PAD_VALUE, np.uint8)
         y, x = (side - height) // 2, (side - width) // 2
         image[y : y + height, x : x + width] = crop
@@ -64,12 +67,14 @@ def describe_crops(detector: Detector, crops: list[NDArray[np.uint8]]) -> tuple[
     return np.stack(rows), found / len(crops)
 
 
-def score_market(root: Path, detectors: dict[str, Detector], osnet: str | None) -> dict[str, dict[str, float]]:
+def score_market(
+    root: Path, detectors: dict[str, Detector], osnet: str | None, canvas: int
+) -> dict[str, dict[str, float]]:
     """Rank-1 and mAP of query against gallery for every encoder."""
     query, gallery = read_market(root, "query"), read_market(root, "gallery")
-    crops = [np.asarray(cv2.imread(str(path)), np.uint8) for path in [*query.paths, *gallery.paths]]
+    crops = [read_image(path) for path in [*query.paths, *gallery.paths]]
     features: dict[str, tuple[NDArray[np.float32], float]] = {
-        name: describe_crops(detector, crops) for name, detector in detectors.items()
+        name: describe_crops(detector, crops, canvas) for name, detector in detectors.items()
     }
     if osnet:
         features["OSNet x0.25"] = (encode_crops(load_osnet(osnet), crops), 1.0)
@@ -109,8 +114,10 @@ def score_video(video: Path, detector: Detector, seconds: float = 2.0) -> dict[s
                     other.append(d_other)
                     pairs += 1
                     right += d_same < d_other
+    if not pairs:
+        raise ValueError(f"{video}: nobody is tracked for {seconds} seconds beside somebody else")
     return {
-        "right": right / max(pairs, 1),
+        "right": right / pairs,
         "pairs": pairs,
         "people": people,
         "median_same": float(np.median(same)),
@@ -124,17 +131,19 @@ def main() -> int:
     parser.add_argument("--weights", help="model file (default: the bundled one)")
     parser.add_argument("--market", type=Path, help="folder in Market-1501's layout")
     parser.add_argument("--osnet", help="torchreid OSNet checkpoint to compare with")
+    parser.add_argument("--canvas", type=int, default=416, help="side of the grey square in pixels (default 416)")
     parser.add_argument("--video", type=Path, help="video with many people")
     parser.add_argument("--input-size", type=int, default=DetectorConfig.input_size)
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
+    config = DetectorConfig(input_size=args.input_size)
     detectors = {
-        "trained": load_detector(args.weights, "cpu", DetectorConfig(input_size=args.input_size)),
-        "untrained": untrained(args.weights),
+        "trained": load_detector(args.weights, "cpu", config),
+        "untrained": untrained(args.weights, config),
     }
     figures: dict[str, object] = {}
     if args.market:
-        figures["market"] = score_market(args.market, detectors, args.osnet)
+        figures["market"] = score_market(args.market, detectors, args.osnet, args.canvas)
     if args.video:
         figures["video"] = {name: score_video(args.video, detector) for name, detector in detectors.items()}
     text = json.dumps(figures, indent=2)

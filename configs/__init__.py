@@ -3,8 +3,8 @@
 A configuration is a set of named sections, each an instance of a frozen dataclass that lives beside the code it
 configures. This module knows none of those dataclasses: the caller hands them over as `schema`.
 
-    sections = load_config("tracker_jde", ["tracker.score_thresh=0.5"], {"tracker": TrackerConfig})
-    sections["tracker"].score_thresh  # 0.5
+    sections = load_config("mine.yaml", ["tracker.score_thresh=0.4"], {"tracker": TrackerConfig})
+    sections["tracker"].score_thresh  # 0.4
 
 Later sources win: defaults, then the file, then the overrides in their order.
 """

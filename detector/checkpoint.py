@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
+from onnx import numpy_helper
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -118,11 +120,6 @@ def load_yolox_onnx(path: str | Path, model: JDE) -> int:
     Raises:
         ValueError: not an ONNX file, or the convolutions differ in number or shape.
     """
-    try:
-        import onnx
-        from onnx import numpy_helper
-    except ImportError as error:
-        raise ValueError(f"{path}: reading ONNX files needs the extra: pip install 'jdetrack[onnx]'") from error
     try:
         graph = onnx.load(str(path)).graph
     except Exception as error:  # onnx raises protobuf's own error types

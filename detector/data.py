@@ -66,10 +66,12 @@ def open_source(text: str) -> Source:
     layout, separator, rest = text.partition(":")
     if layout not in ("yolo", "jde", "crops") or not separator:
         raise ValueError(f"data: expected yolo:PATH, jde:PATH or crops:PATH, got {text!r}")
-    location, _, weight_text = rest.partition("@")
+    location, at, weight_text = rest.rpartition("@")
+    if not at or "/" in weight_text:  # no weight, or a folder with an @ in its name
+        location, weight_text = rest, "1"
     folder_text, _, labels_text = location.partition(",")
     try:
-        weight = float(weight_text or 1)
+        weight = float(weight_text)
     except ValueError:
         weight = 0.0
     if not 0 < weight < np.inf:
@@ -81,7 +83,10 @@ def open_source(text: str) -> Source:
     if not images:
         raise ValueError(f"{folder}: holds no image (from data source {text!r})")
     if layout == "crops":
-        return Source(text, weight, *_read_crops(images), crops=True)
+        source = Source(text, weight, *_read_crops(images), crops=True)
+        if not source.images:
+            raise ValueError(f"{folder}: holds no crop of a numbered person (from data source {text!r})")
+        return source
     label_folder = Path(labels_text) if labels_text else _label_folder(folder, layout)
     if not label_folder.is_dir():
         raise ValueError(f"{label_folder}: no such folder of labels (from data source {text!r})")

@@ -19,6 +19,7 @@ from detector.model import JDE
 from detector.postprocess import postprocess
 
 PAD_VALUE = 114
+MAX_INPUT_SIZE = 8192
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,11 @@ class DetectorConfig:
     """What runs the convolutions: "onnxruntime" (CPU alone), "torch", or the faster of them on the device at hand."""
 
     def __post_init__(self) -> None:
-        if self.input_size < STRIDES[-1] or self.input_size % STRIDES[-1]:
-            raise ValueError(f"input_size: expected a positive multiple of {STRIDES[-1]}, got {self.input_size}")
+        if not STRIDES[-1] <= self.input_size <= MAX_INPUT_SIZE or self.input_size % STRIDES[-1]:
+            raise ValueError(
+                f"input_size: expected a positive multiple of {STRIDES[-1]} up to {MAX_INPUT_SIZE}, "
+                f"got {self.input_size}"
+            )
         for name in ("score_thresh", "nms_thresh"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
@@ -119,14 +123,17 @@ class Detector:
             (N, D) float32 unit rows.
 
         Raises:
-            ValueError: no such frame, or a model without embedding head.
+            ValueError: no such frame or boxes, or a model without embedding head.
         """
         _check_frame("frame", frame)
         if not self.model.config.embedding_dim:
             raise ValueError("embed: the model has no embedding head")
+        boxes = np.asarray(boxes, np.float32)
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
+            raise ValueError(f"boxes: expected finite numbers of shape (N, 4), got {boxes.shape}")
         pixels, scale = letterbox(frame, self.config.input_size)
         raw, features = self._forward(torch.from_numpy(pixels[None]))
-        scaled = torch.from_numpy(np.asarray(boxes, np.float32).reshape(-1, 4) * np.array(scale * 2, np.float32))
+        scaled = torch.from_numpy(boxes * np.array(scale * 2, np.float32))
         scaled = scaled.to(self.device)
         centre = (scaled[:, :2] + scaled[:, 2:]) / 2
         surest = []
@@ -173,6 +180,8 @@ def load_detector(
         place = torch.device(device)
     except RuntimeError:
         raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}") from None
+    if place.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device: {device!r} asked for, but {torch.cuda.device_count()} CUDA devices are available")
     return Detector(load_model(weights), place, config)

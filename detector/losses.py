@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.ops import box_iou
 
 from detector.assign import simota
 from detector.model import JDE
@@ -112,8 +111,8 @@ class JDECriterion(nn.Module):
         counted = torch.ones_like(matched, dtype=torch.bool)
         ignored = target["boxes"][target["labels"] == IGNORE_LABEL]
         if len(ignored):
-            near = box_iou(boxes.detach(), ignored).amax(1) > 0.3
-            counted = ~near | (matched >= 0)
+            inside = _share_inside(boxes.detach(), ignored).amax(1) > 0.5
+            counted = ~inside | (matched >= 0)
         return matched, iou, counted
 
     def _appearance(
@@ -147,6 +146,14 @@ class JDECriterion(nn.Module):
             distance = 1 - functional.cosine_similarity(student, teacher[known])
             losses["distill"] = distance.mean() if known.any() else zero
         return losses
+
+
+def _share_inside(boxes: Tensor, regions: Tensor) -> Tensor:
+    """Share of each box's area that lies in each region: (N, 4) and (M, 4) xyxy -> (N, M)."""
+    low = torch.maximum(boxes[:, None, :2], regions[:, :2])
+    high = torch.minimum(boxes[:, None, 2:], regions[:, 2:])
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1).clamp(min=1e-9)
+    return (high - low).clamp(min=0).prod(2) / area[:, None]
 
 
 def _aligned_iou(a: Tensor, b: Tensor) -> Tensor:

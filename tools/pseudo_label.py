@@ -11,12 +11,16 @@ with identities, every other detection that may be a person becomes a region to 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+# Lets the tool run from a checkout that is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cv2
 import numpy as np
@@ -30,7 +34,7 @@ from detector import JDE, Detector, DetectorConfig, ModelConfig, load_model, loa
 from detector.losses import IGNORE_LABEL, NO_IDENTITY
 from tracker import Detections, FrameResult, Tracker, TrackerConfig
 from tracker.boxes import iou
-from tracker.sources import open_source
+from tracker.sources import Source, open_source
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,13 @@ def label_video(
 
     An image without labels would teach that nobody is there, so the folder gets its name when it is complete.
     """
-    source = open_source(video)
+    with contextlib.closing(open_source(video)) as source:
+        _label(source, teacher, out, config, tracker_config)
+
+
+def _label(
+    source: Source, teacher: Teacher, out: Path, config: PseudoLabelConfig, tracker_config: TrackerConfig
+) -> None:
     folder = out / f"{source.name}.partial"
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "images").mkdir(parents=True)
@@ -168,7 +178,6 @@ def label_video(
         size = (frame.shape[1], frame.shape[0])
         if (len(seen) - 1) % config.save_every == 0:
             save_image(folder / "images" / f"{len(seen):06d}.jpg", frame, config.max_side)
-    source.close()
     sure = sure_tracks([result for _, result in seen], config, rate)
     people = 0
     for i in range(0, len(seen), config.save_every):
@@ -178,7 +187,7 @@ def label_video(
         (folder / "labels_with_ids" / f"{i + 1:06d}.txt").write_text("\n".join(lines) + "\n")
     folder.rename(out / source.name)
     summary = {
-        "video": str(video),
+        "video": source.location,
         "images": -(-len(seen) // config.save_every),
         "people": people,
         "identities": len(sure),

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -65,7 +66,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, help="folder of the results (default: beside the input, or here)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU where there is one")
     add("--input-size", type=int, metavar="N", help="long side the network sees, in pixels, a multiple of 32")
-    add("--score-thresh", type=float, metavar="S", help="lowest score of a person to start and follow, 0 to 1")
+    add(
+        "--score-thresh",
+        type=float,
+        metavar="S",
+        help="lowest score of a person to take up and follow, 0 to 1 (default 0.6 and 0.5; see tracker.sure_thresh)",
+    )
     add("--start", type=int, metavar="FRAME", help="first frame, from 1")
     add("--end", type=int, metavar="FRAME", help="last frame, inclusive")
     add("--no-video", action="store_true", help="write the text file only")
@@ -123,7 +129,10 @@ def run(args: argparse.Namespace) -> int:
                 "error": one_line(stopped) if stopped else None,
                 "config": {name: dataclasses.asdict(section) for name, section in settings.items()},
             }
-            args.json.write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
+            try:
+                args.json.write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
+            except OSError as error:
+                stopped = stopped or error
         return 0 if stopped is None else fail(stopped, args.debug, totals.last_frame)
 
 
@@ -134,11 +143,12 @@ def follow(pipeline: Pipeline, totals: Totals, text: Path, film: Path | None, sh
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         stack.callback(totals.finish, pipeline, started)  # runs last, when the video is closed
+        results = stack.enter_context(contextlib.closing(iter(pipeline)))
+        first = next(results)  # what fails before the first result leaves earlier files as they are
         rows = stack.enter_context(MotWriter(text))
         video = stack.enter_context(VideoWriter(film, frame_rate, source.size)) if film else None
         totals.video = video
-        results = stack.enter_context(contextlib.closing(iter(pipeline)))
-        for frame, result in progress(results, source):
+        for frame, result in progress(itertools.chain([first], results), source):
             began = time.perf_counter()
             rows.write(result)
             if video or show:
@@ -204,11 +214,13 @@ def output_paths(args: argparse.Namespace, source: Source) -> tuple[Path, Path |
     folder.mkdir(parents=True, exist_ok=True)
     text = folder / f"{source.name}.txt"
     film = None if args.no_video else folder / f"{source.name}.tracked.mp4"
+    taken = {Path(name).resolve(): "an input" for name in (args.video, args.weights, args.config) if name is not None}
     for path in (text, film, args.json):
         if path is None:
             continue
-        if path.exists() and given.exists() and path.samefile(given):
-            raise ValueError(f"{path}: the result would overwrite the input; choose another --out")
+        if path.resolve() in taken:
+            raise ValueError(f"{path}: the result would overwrite {taken[path.resolve()]}; choose another place")
+        taken[path.resolve()] = "another result"
         if not path.parent.is_dir():
             raise ValueError(f"{path.parent}: no such folder")
         if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):

@@ -32,6 +32,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+# Lets the tool run from a checkout that is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import cv2
 import numpy as np
 import torch
@@ -73,7 +76,8 @@ class TrainConfig:
     mosaic: float = 0.5
     """Share of samples made of four images."""
     detector_lr: float = 2e-4
-    """Peak learning rate of backbone, pyramid and detection heads; 0 freezes them: only the embedding is learned."""
+    """Peak learning rate of backbone, pyramid and detection heads; 0 freezes them: only the embedding is learned,
+    which is right for weights from more images than `data` has; they soon forget."""
     embedding_lr: float = 2e-3
     """Peak learning rate of embedding head, classifier, teacher projection and uncertainty weights."""
     weight_decay: float = 1e-2
@@ -98,6 +102,11 @@ class TrainConfig:
         for name in ("steps", "batch_size", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("detector_lr", "embedding_lr", "weight_decay", "warmup"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if not self.clip > 0:
+            raise ValueError(f"clip: expected a number above 0, got {self.clip}")
         for name in ("mosaic", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a number in [0, 1], got {getattr(self, name)}")
@@ -118,7 +127,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(argv)
     try:
-        resumed = read_checkpoint(args.out / "last.pt") if args.resume else None
+        checkpoint = args.out / "last.pt"
+        if args.resume and not checkpoint.is_file():
+            raise ValueError(f"{checkpoint}: no checkpoint to resume from")
+        if checkpoint.is_file() and not args.resume:
+            raise ValueError(f"{checkpoint}: holds an earlier run; give --resume to go on, or another --out")
+        resumed = read_checkpoint(checkpoint) if args.resume else None
         if resumed:
             if args.data or args.init or args.teacher or args.config:
                 raise ValueError("--resume: data, init, teacher and config are the checkpoint's; --set changes others")
@@ -132,7 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = replace(config, data=config.data + tuple(args.data or ()), **changes)
         train(config, sections["model"], args.out, args.device, args.workers, resumed)
     except KeyboardInterrupt:
-        print(f"stopped; go on with: --out {args.out} --resume", file=sys.stderr)
+        saved = (args.out / "last.pt").is_file()
+        print("stopped" + (f"; go on with: --out {args.out} --resume" if saved else ""), file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
         if args.debug:

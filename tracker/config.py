@@ -19,6 +19,7 @@ class TrackerConfig:
     """Settings of `Tracker`.
 
     Limits called `*_thresh` belong to the matched side: a score exactly at its threshold is in, and so is a cost.
+    `duplicate_thresh` alone is a strict limit.
 
     Raises:
         ValueError: a value out of its range; the message names the field, what is expected and what was given.
@@ -61,7 +62,7 @@ class TrackerConfig:
     min_motion: float = 0.5
     """How far that is, between the centres of the first and the last box, in widths of the box, at least 0."""
     confirm_first_frame: bool = True
-    """Confirm the sure tracks of a video's first frame at once, so that it already shows people."""
+    """Confirm the sure tracks of the first frame that has any at once, so that a video's first frame shows people."""
     output: Output = "detection"
     """Which box is reported: the Kalman filter's, or the matched detection's as it came."""
 

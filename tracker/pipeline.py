@@ -125,33 +125,46 @@ class Pipeline:
             self._shut_down(decoder, pool)
 
     def _decode(self, pool: ThreadPoolExecutor) -> None:
-        """Body of the decoding thread: reads frames and hands them to the detecting threads."""
+        """Body of the decoding thread: whatever ends it, the consumer hears of it after the frames before."""
+        try:
+            self._hand_out(pool)
+            last: BaseException | None = None
+        except BaseException as error:  # raised again by whoever iterates
+            last = error
+        if not self._stop.is_set():
+            self._queue.put(last)
+
+    def _hand_out(self, pool: ThreadPoolExecutor) -> None:
+        """Read frames and hand them to the detecting threads."""
         number = self.source.first_frame
         batch: list[Frame] = []
+
+        def submit() -> None:
+            nonlocal number, batch
+            if batch:
+                self._queue.put((number, batch, pool.submit(self._detect, batch)))
+                number += len(batch)
+                batch = []
+
         frames = iter(self.source)
-        last: BaseException | None = None
         while not self._stop.is_set():
             started = time.perf_counter()
             try:
                 frame = next(frames, None)
-            except BaseException as error:  # raised again by whoever iterates, after the frames before it
-                last, frame = error, None
-            self.seconds["decode"] += time.perf_counter() - started
+            except BaseException:
+                submit()
+                raise
+            finally:
+                self.seconds["decode"] += time.perf_counter() - started
             if frame is None:
-                break
+                submit()
+                return
             if self.source.live and self._queue.full():
                 self.dropped += 1
                 continue
             batch.append(frame)
             if len(batch) == self._batch_size:
-                self._queue.put((number, batch, pool.submit(self._detect, batch)))
-                number += len(batch)
-                batch = []
-        if self._stop.is_set():
-            return
-        if batch:
-            self._queue.put((number, batch, pool.submit(self._detect, batch)))
-        self._queue.put(last)
+                submit()
 
     def _detect(self, frames: list[Frame]) -> tuple[list[Detections], float]:
         started = time.perf_counter()

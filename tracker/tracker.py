@@ -93,7 +93,7 @@ class Tracker:
 
     def _predict(self) -> None:
         tracks = self._tracks
-        # Without a match there is no evidence that a person keeps growing, and a wrong growth spoils the box for long.
+        # A growth seen once or not seen lately is no evidence, and a wrong one spoils the box for long.
         tracks.mean[tracks.state != TRACKED, 7] = 0
         tracks.mean, tracks.covariance = kalman.predict(tracks.mean, tracks.covariance)
 

@@ -161,8 +161,8 @@ def test_frames_that_are_none(detector: Detector, frame: np.ndarray, message: st
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"input_size": 333}, "input_size: expected a positive multiple of 32, got 333"),
-        ({"input_size": 0}, "input_size: expected a positive multiple of 32, got 0"),
+        ({"input_size": 333}, "input_size: expected a positive multiple of 32 up to 8192, got 333"),
+        ({"input_size": 0}, "input_size: expected a positive multiple of 32 up to 8192, got 0"),
         ({"input_size": -64}, "input_size"),
         ({"score_thresh": 1.5}, r"score_thresh: expected a number in \[0, 1\], got 1.5"),
         ({"nms_thresh": float("nan")}, r"nms_thresh: expected a number in \[0, 1\], got nan"),

@@ -258,8 +258,29 @@ def test_input_is_not_overwritten(run, tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "walk.mp4", 5)
     renamed = clip.rename(tmp_path / "walk.txt")
     before = renamed.read_bytes()
-    assert "would overwrite the input" in failing(run("--video", renamed))
+    assert "would overwrite an input" in failing(run("--video", renamed))
     assert renamed.read_bytes() == before
+
+
+def test_results_do_not_overwrite_each_other(run, tmp_path: Path) -> None:
+    clip, out = write_clip(tmp_path / "walk.mp4", 5), tmp_path / "out"
+    assert "would overwrite another result" in failing(run("--video", clip, "--out", out, "--json", out / "walk.txt"))
+    assert not (out / "walk.txt").exists()
+
+
+def test_a_failure_before_the_first_result_leaves_earlier_results(
+    tool: ModuleType, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip, out = write_clip(tmp_path / "walk.mp4", 5), tmp_path / "out"
+    assert run("--video", clip, "--out", out)[0] == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def broken(frames: list) -> list:
+        raise ValueError("no network today")
+
+    monkeypatch.setattr(tool, "load", lambda args, config: (broken, 2, 1))
+    assert "no network today" in failing(run("--video", clip, "--out", out))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_earlier_results_survive_a_bad_input(run, tmp_path: Path) -> None:

@@ -133,11 +133,13 @@ def test_the_teacher_is_asked_once(
     rows = np.load(next(out.glob("*.npy")))
     assert (rows.shape, rows.dtype.name) == ((12, 512), "float16")
     assert np.linalg.norm(rows.astype(np.float32), axis=1) == pytest.approx(np.ones(12), abs=1e-2)
+    (out / "last.pt").unlink()  # a new run in the same folder
     assert run(*argv)[0] == 0
     assert asked == [1]
     label = next((images.parent / "labels_with_ids").iterdir())
     before = label.read_text()
     label.write_text(before.replace("0 1 ", "0 1 0.4 0.5 0.3 0.6\n0 1 "))  # one person more: not the same question
+    (out / "last.pt").unlink()
     assert run(*argv)[0] == 0
     label.write_text(before)
     assert asked == [1, 1]
@@ -216,10 +218,23 @@ def test_training_can_be_prolonged_and_slowed(run: Run, images: Path, tmp_path: 
     assert "trained for 6 steps" in printed
 
 
-def test_a_new_run_starts_a_new_log(run: Run, images: Path, tmp_path: Path) -> None:
-    for _ in range(2):
-        assert run("--data", f"jde:{images}", "--out", tmp_path / "out")[0] == 0
-    assert [row["step"] for row in log_of(tmp_path / "out")] == [1, 2, 3, 4]
+def test_an_earlier_run_is_not_overwritten(run: Run, images: Path, tmp_path: Path) -> None:
+    argv = ("--data", f"jde:{images}", "--out", tmp_path / "out")
+    assert run(*argv)[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    status, _, err = run(*argv)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "last.pt: holds an earlier run; give --resume to go on, or another --out" in err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    (tmp_path / "out" / "last.pt").unlink()
+    assert run(*argv)[0] == 0
+    assert [row["step"] for row in log_of(tmp_path / "out")] == [1, 2, 3, 4]  # a log of its own
+
+
+def test_nothing_to_resume(run: Run, tmp_path: Path) -> None:
+    status, _, err = run("--out", tmp_path, "--resume")
+    assert status == 1
+    assert "last.pt: no checkpoint to resume from" in err
 
 
 def test_detection_alone(run: Run, images: Path, tmp_path: Path) -> None:
@@ -242,7 +257,7 @@ def test_starts_from_a_model_of_ours(run: Run, images: Path, tmp_path: Path) -> 
             flatten(load_model(out / "model.safetensors")(pixels)[0]), flatten(start(pixels)[0]), atol=1e-2
         )
     save_model(tmp_path / "tiny.safetensors", JDE(ModelConfig("tiny", embedding_dim=8)))
-    status, _, err = run("--data", f"jde:{images}", "--init", tmp_path / "tiny.safetensors", "--out", out)
+    status, _, err = run("--data", f"jde:{images}", "--init", tmp_path / "tiny.safetensors", "--out", tmp_path / "b")
     assert status == 1
     assert err.startswith(f"error: {tmp_path / 'tiny.safetensors'}: the weights do not fit the model: ")
     assert err.count("\n") == 1
@@ -288,10 +303,10 @@ def test_frozen_norms_keep_their_statistics(run: Run, images: Path, tmp_path: Pa
         head = [bool((v != 1).any()) for k, v in state.items() if "embedding_head" in k]
         return any(bool((v != 1).any()) for k, v in state.items() if "embedding_head" not in k), any(head)
 
-    assert run("--data", f"jde:{images}", "--out", tmp_path / "a")[0] == 0
-    assert moved(tmp_path / "a") == (False, True)
-    assert run("--data", f"jde:{images}", "--out", tmp_path / "b", "--set", "train.frozen_norm=false")[0] == 0
-    assert moved(tmp_path / "b") == (True, True)
+    for given, expected in (("true", (False, True)), ("null", (True, True))):  # null: nothing to keep without --init
+        out = tmp_path / given
+        assert run("--data", f"jde:{images}", "--out", out, "--set", f"train.frozen_norm={given}")[0] == 0
+        assert moved(out) == expected
 
 
 def test_schedule_warms_up_and_falls_to_one_hundredth(tool: ModuleType) -> None:

@@ -132,6 +132,17 @@ def test_source_error_comes_after_the_frames_before_it(batch_size: int) -> None:
     assert source.closed
 
 
+def test_a_source_that_cannot_even_start_is_an_error() -> None:
+    class Unstartable(FakeSource):
+        def __iter__(self) -> Iterator[np.ndarray]:
+            raise OSError("the disk is gone")
+
+    source = Unstartable()
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(track(source, find_square))
+    assert source.closed
+
+
 def test_detector_error_comes_after_the_frames_before_it() -> None:
     def detector(frames: list[np.ndarray]) -> list[Detections]:
         if square_left(frames[0]) == 7:
