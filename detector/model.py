@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.ops import roi_align
 
 from detector.csp import STRIDES, ConvBlock, CSPBackbone, PathAggregation, spatial_block
 
@@ -49,13 +50,10 @@ class ModelConfig:
 
 
 def sample_boxes(level_map: Tensor, boxes: Tensor, image_index: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Resample boxes to a grid, one bilinear sample in the middle of each cell.
-
-    This is RoI align (He et al., "Mask R-CNN", ICCV 2017) with one sample a cell, by gathering whole rows of channels:
-    several times faster on a CPU than torchvision's, which goes through planes.
+    """Resample boxes to a grid, one bilinear sample in the middle of each cell (RoI align, He et al., ICCV 2017).
 
     Args:
-        level_map: (B, C, H, W), fastest in channels-last memory.
+        level_map: (B, C, H, W).
         boxes: (N, 4) xyxy in cells of the map.
         image_index: (N,) row of the batch each box belongs to.
         grid: rows and columns (h, w).
@@ -63,24 +61,8 @@ def sample_boxes(level_map: Tensor, boxes: Tensor, image_index: Tensor, grid: tu
     Returns:
         (N, C, h, w); zero where a sample lies more than a cell outside the map.
     """
-    batch, channels, height, width = level_map.shape
-    rows, columns = grid
-    size = boxes[:, 2:] - boxes[:, :2]
-    x = boxes[:, :1] + size[:, :1] * (torch.arange(columns, device=boxes.device) + 0.5) / columns - 0.5  # (N, w)
-    y = boxes[:, 1:2] + size[:, 1:] * (torch.arange(rows, device=boxes.device) + 0.5) / rows - 0.5  # (N, h)
-    inside = ((y >= -1) & (y <= height))[:, :, None] & ((x >= -1) & (x <= width))[:, None]  # (N, h, w)
-    x, y = x.clamp(0, width - 1), y.clamp(0, height - 1)
-    left, top = x.long(), y.long()
-    fraction_x, fraction_y = (x - left)[:, None], (y - top)[:, :, None]
-    flat = level_map.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
-    first = image_index[:, None] * height
-    result = level_map.new_zeros(())
-    for row, weight_y in ((top, 1 - fraction_y), ((top + 1).clamp(max=height - 1), fraction_y)):
-        for column, weight_x in ((left, 1 - fraction_x), ((left + 1).clamp(max=width - 1), fraction_x)):
-            cell = ((first + row) * width)[:, :, None] + column[:, None]  # (N, h, w)
-            weight = (weight_y * weight_x * inside).to(flat.dtype)
-            result = result + flat[cell.flatten()].view(*cell.shape, channels) * weight[..., None]
-    return result.expand(len(boxes), rows, columns, channels).permute(0, 3, 1, 2)
+    rois = torch.cat((image_index[:, None].to(boxes), boxes), dim=1).to(level_map.dtype)
+    return roi_align(level_map, rois, grid, sampling_ratio=1, aligned=True)  # type: ignore[no-any-return]
 
 
 class DetectionHead(nn.Module):

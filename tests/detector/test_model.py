@@ -1,6 +1,5 @@
 import pytest
 import torch
-from torchvision.ops import roi_align
 
 from detector import JDE, ModelConfig
 from detector.model import sample_boxes
@@ -145,17 +144,16 @@ def test_no_embedding_head_without_dimensions() -> None:
     assert not hasattr(model, "embedding_head")
 
 
-@pytest.mark.parametrize("grid", [(8, 4), (16, 8)])
-def test_sampling_boxes_equals_roi_align(grid: tuple[int, int]) -> None:
-    """torchvision's, with one sample a cell; boxes inside, across the border and far outside."""
-    generator = torch.Generator().manual_seed(0)
-    level_map = torch.randn(2, 6, 12, 20, generator=generator)
-    corner = torch.rand(60, 2, generator=generator) * 40 - 12
-    boxes = torch.cat((corner, corner + torch.rand(60, 2, generator=generator) * 15 + 0.2), dim=1)
-    image = torch.randint(0, 2, (60,), generator=generator)
-    rois = torch.cat((image[:, None].float(), boxes), dim=1)
-    expected = roi_align(level_map, rois, grid, 1.0, sampling_ratio=1, aligned=True)
-    for layout in (torch.contiguous_format, torch.channels_last):
-        found = sample_boxes(level_map.to(memory_format=layout), boxes, image, grid)
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    assert sample_boxes(level_map, boxes[:0], image[:0], grid).shape == (0, 6, *grid)
+def test_sampling_boxes_takes_the_middle_of_each_cell() -> None:
+    """A map that holds its own coordinates gives them back; cell (0, 0) has its middle at (0.5, 0.5)."""
+    y, x = torch.meshgrid(torch.arange(12.0) + 0.5, torch.arange(20.0) + 0.5, indexing="ij")
+    level_map = torch.stack((torch.stack((x, y)), torch.stack((x + 100, y))))
+    boxes, image = torch.tensor([[2.0, 1, 10, 9], [4.3, 2.2, 7.1, 10.4]]), torch.tensor([0, 1])
+    found = sample_boxes(level_map, boxes, image, (8, 4))
+    for i, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
+        for row in range(8):
+            for column in range(4):
+                middle = [x1 + (x2 - x1) * (column + 0.5) / 4 + 100 * i, y1 + (y2 - y1) * (row + 0.5) / 8]
+                assert found[i, :, row, column].tolist() == pytest.approx(middle, abs=1e-4)
+    assert sample_boxes(level_map, boxes + 50, image, (8, 4)).abs().max() == 0
+    assert sample_boxes(level_map, boxes[:0], image[:0], (16, 8)).shape == (0, 2, 16, 8)
