@@ -59,7 +59,7 @@ class TrackerConfig:
     sure_thresh: float = 0.75
     """A track whose best score is below this is only confirmed once it has moved by `min_motion`, [0, 1]: signs and
     statues score in the middle and stay where they are. 0 asks for no motion."""
-    min_motion: float = 0.5
+    min_motion: float = 0.3
     """How far that is, between the centres of the first and the last box, in widths of the box, at least 0."""
     confirm_first_frame: bool = True
     """Confirm the sure tracks of the first frame that has any at once, so that a video's first frame shows people."""
