@@ -19,6 +19,48 @@ MIN_SIDE = 4.0
 
 
 @dataclass(frozen=True)
+class Augmentation:
+    """How samples are varied; every range is drawn from evenly.
+
+    Wang et al. (ECCV 2020): `mosaic=0, scale=(0.5, 1.2), hue=0, saturation=0.5, value=0.5, grey=0`, the rest as here.
+    """
+
+    mosaic: float = 0.5
+    """Share of samples made of four images."""
+    rotation: float = 5.0
+    """Largest turn, in degrees, either way."""
+    scale: tuple[float, float] = (0.5, 1.25)
+    """Smallest and largest size, as a share of what fits the canvas."""
+    shear: float = 2.0
+    """Largest shear along either axis, in degrees."""
+    shift: float = 0.1
+    """Largest shift, as a share of the canvas, along either axis."""
+    hue: float = 0.02
+    """Largest change of hue, as a share of it."""
+    saturation: float = 0.4
+    """Largest change of saturation, as a share of it."""
+    value: float = 0.4
+    """Largest change of brightness, as a share of it."""
+    grey: float = 0.1
+    """Share of samples without colour."""
+    flip: float = 0.5
+    """Share of samples that are mirrored."""
+
+    def __post_init__(self) -> None:
+        for name in ("mosaic", "grey", "flip", "hue", "saturation", "value"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected a number in [0, 1], got {getattr(self, name)}")
+        for name, limit in (("rotation", 180), ("shear", 45), ("shift", 1)):
+            if not 0 <= getattr(self, name) <= limit:
+                raise ValueError(f"{name}: expected a number in [0, {limit}], got {getattr(self, name)}")
+        if not 0 < self.scale[0] <= self.scale[1] < np.inf:
+            raise ValueError(f"scale: expected two positive numbers, the smaller first, got {self.scale}")
+
+
+DEFAULT = Augmentation()
+
+
+@dataclass(frozen=True)
 class Labelled:
     """An image with what is known of the people in it.
 
@@ -35,23 +77,27 @@ class Labelled:
     teacher: NDArray[np.float16]
 
 
-def affine(sample: Labelled, size: int, rng: np.random.Generator) -> Labelled:
-    """Rotate ±5°, scale 0.5 to 1.25 of the fit, shear ±2°, shift ±10 % (the ranges of Wang et al., ECCV 2020)."""
+def affine(
+    sample: Labelled, size: tuple[int, int], rng: np.random.Generator, ranges: Augmentation = DEFAULT
+) -> Labelled:
+    """Turned, sheared, scaled and shifted on a grey canvas of (width, height)."""
     height, width = sample.image.shape[:2]
-    scale = rng.uniform(0.5, 1.25) * size / max(height, width)
-    angle, shear = np.deg2rad(rng.uniform(-5, 5)), np.tan(np.deg2rad(rng.uniform(-2, 2)))
+    scale = rng.uniform(*ranges.scale) * min(size[0] / width, size[1] / height)
+    angle = np.deg2rad(rng.uniform(-ranges.rotation, ranges.rotation))
+    shear = np.tan(np.deg2rad(rng.uniform(-ranges.shear, ranges.shear, 2)))
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
-    linear = np.array([[cos, -sin], [sin, cos]]) @ np.array([[1, shear], [0, 1]])
-    centre = size / 2 + rng.uniform(-0.1, 0.1, 2) * size
+    linear = np.array([[1, shear[0]], [shear[1], 1]]) @ np.array([[cos, -sin], [sin, cos]])
+    centre = np.array(size) * (0.5 + rng.uniform(-ranges.shift, ranges.shift, 2))
     offset = centre - linear @ [width / 2, height / 2]
     matrix = np.concatenate((linear, offset[:, None]), axis=1)
-    return _warp(sample, matrix, (0, 0, size, size), canvas(None, size))
+    return _warp(sample, matrix, (0, 0, *size), canvas(None, size))
 
 
-def mosaic(samples: Sequence[Labelled], size: int, rng: np.random.Generator) -> Labelled:
+def mosaic(samples: Sequence[Labelled], size: tuple[int, int], rng: np.random.Generator) -> Labelled:
     """Four images around a random centre, each scaled on its own (Bochkovskiy et al., "YOLOv4", arXiv:2004.10934)."""
+    right, bottom = size
     cx, cy = (int(v) for v in rng.uniform(0.3, 0.7, 2) * size)
-    windows = ((0, 0, cx, cy), (cx, 0, size, cy), (0, cy, cx, size), (cx, cy, size, size))
+    windows = ((0, 0, cx, cy), (cx, 0, right, cy), (0, cy, cx, bottom), (cx, cy, right, bottom))
     pixels = canvas(None, size)
     parts = []
     for sample, window in zip(samples, windows, strict=True):
@@ -72,21 +118,23 @@ def mosaic(samples: Sequence[Labelled], size: int, rng: np.random.Generator) -> 
     )
 
 
-def canvas(ground: Labelled | None, size: int) -> NDArray[np.uint8]:
-    """A square of grey, or of an image blurred until nobody in it can be made out."""
+def canvas(ground: Labelled | None, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A (width, height) of grey, or of an image blurred until nobody in it can be made out."""
     if ground is None:
-        return np.full((size, size, 3), PAD_VALUE, np.uint8)
-    blurred = cv2.resize(cv2.resize(ground.image, (6, 6), interpolation=cv2.INTER_AREA), (size, size))
+        return np.full((size[1], size[0], 3), PAD_VALUE, np.uint8)
+    blurred = cv2.resize(cv2.resize(ground.image, (6, 6), interpolation=cv2.INTER_AREA), size)
     return np.asarray(blurred, np.uint8)
 
 
-def paste_crops(pixels: NDArray[np.uint8], crops: Sequence[Labelled], rng: np.random.Generator) -> Labelled:
+def paste_crops(
+    pixels: NDArray[np.uint8], crops: Sequence[Labelled], rng: np.random.Generator, ranges: Augmentation = DEFAULT
+) -> Labelled:
     """Person crops side by side in a grid of cells on a canvas, each at 0.6 to 1.8 times its size."""
-    size = len(pixels)
+    size = np.array(pixels.shape[1::-1])
     pixels = pixels.copy()
-    columns = int(np.ceil(np.sqrt(2.5 * len(crops))))
+    columns = min(int(np.ceil(np.sqrt(2.5 * len(crops) * size[0] / size[1]))), len(crops))
     rows = -(-len(crops) // columns)
-    cell = np.array([size / columns, size / rows])
+    cell = size / (columns, rows)
     boxes = np.zeros((len(crops), 4), np.float32)
     for i, crop in enumerate(crops):
         height, width = crop.image.shape[:2]
@@ -94,30 +142,30 @@ def paste_crops(pixels: NDArray[np.uint8], crops: Sequence[Labelled], rng: np.ra
         new = np.maximum(np.array([width, height]) * scale, 2).astype(int)
         corner = (np.array([i % columns, i // columns]) * cell + rng.uniform(0, 1, 2) * (cell - new)).astype(int)
         patch = np.asarray(cv2.resize(crop.image, (int(new[0]), int(new[1]))), np.uint8)
-        if rng.random() < 0.5:
+        if rng.random() < ranges.flip:
             patch = patch[:, ::-1]
         x, y = np.clip(corner, 0, size - new)
-        pixels[y : y + new[1], x : x + new[0]] = _jitter(patch, rng)
+        pixels[y : y + new[1], x : x + new[0]] = _jitter(patch, rng, ranges)
         boxes[i] = (x, y, x + new[0], y + new[1])
     tags, teacher = np.concatenate([c.tags for c in crops]), np.concatenate([c.teacher for c in crops])
     return Labelled(pixels, boxes, tags, teacher)
 
 
-def finish(sample: Labelled, rng: np.random.Generator, *, flip: bool) -> Labelled:
+def finish(sample: Labelled, rng: np.random.Generator, ranges: Augmentation = DEFAULT, *, flip: bool) -> Labelled:
     """Random horizontal flip, then colour."""
     image, boxes = sample.image, sample.boxes
-    if flip and rng.random() < 0.5:
+    if flip and rng.random() < ranges.flip:
         image = image[:, ::-1]
         boxes = boxes.copy()
         boxes[:, [0, 2]] = image.shape[1] - boxes[:, [2, 0]]
-    return replace(sample, image=_jitter(image, rng), boxes=boxes)
+    return replace(sample, image=_jitter(image, rng, ranges), boxes=boxes)
 
 
-def _jitter(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Hue ±2 %, saturation and value ±40 %, and one image in ten without colour."""
+def _jitter(image: NDArray[np.uint8], rng: np.random.Generator, ranges: Augmentation) -> NDArray[np.uint8]:
+    """Another hue, saturation and brightness; some images without colour."""
     hsv = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_BGR2HSV)
-    gain = 1 + rng.uniform(-1, 1, 3) * (0.02, 0.4, 0.4)
-    if rng.random() < 0.1:
+    gain = 1 + rng.uniform(-1, 1, 3) * (ranges.hue, ranges.saturation, ranges.value)
+    if rng.random() < ranges.grey:
         gain[1] = 0
     ramp = np.arange(256)
     tables = (

@@ -1,177 +1,30 @@
-"""Labelled images for joint training, read from where they lie.
-
-A source is written `LAYOUT:PATH[,LABELS][@WEIGHT]`; the weight says how often an epoch shows each of its images.
-
-- `yolo`: a folder of images; labels in LABELS, or in the folder whose name has `labels` in place of the last
-  `images`. One text file an image, rows `class cx cy w h` normalised; class 0 is a person, others are left out.
-- `jde`: the same with `labels_with_ids` and rows `class identity cx cy w h` (Wang et al., ECCV 2020); identity −1 is
-  unknown, class −1 marks a region to be ignored.
-- `crops`: a folder of person crops named `PID_cCAM...` (Market-1501's names), pasted on canvases.
-"""
+"""Augmented samples for joint training, and the batches they are drawn in."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detector.augment import Labelled, affine, canvas, finish, mosaic, paste_crops
-from detector.losses import IGNORE_LABEL, NO_IDENTITY
+from detector.augment import DEFAULT, Augmentation, Labelled, affine, canvas, finish, mosaic, paste_crops
+from detector.layouts import open_source
+from detector.source import CROPS_PER_CANVAS, Source, number_identities, read_image
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-CROPS_PER_CANVAS = 10
-PERSON_CLASS = 0
-MAX_COORDINATE = 3.0
-"""Normalised boxes may leave the image; beyond this they must be pixels."""
-
-
-@dataclass
-class Source:
-    """Images of one layout with their labels.
-
-    Attributes:
-        name: the text it was opened with.
-        weight: showings of each image in an epoch.
-        images: paths of the images.
-        labels: per image (n, 6) float64: class, identity, cx, cy, w, h normalised.
-        crops: True where an image is one person, pasted on canvases, three to ten at a time.
-        teacher: per image (n, T) float16 teacher embeddings, unit rows or zero; empty where there is no teacher.
-    """
-
-    name: str
-    weight: float
-    images: list[Path]
-    labels: list[NDArray[np.float64]]
-    crops: bool = False
-    teacher: list[NDArray[np.float16]] = field(default_factory=list)
-
-    @property
-    def length(self) -> int:
-        """Samples an epoch of weight one draws."""
-        return -(-len(self.images) // CROPS_PER_CANVAS) if self.crops else len(self.images)
-
-
-def open_source(text: str) -> Source:
-    """Open `LAYOUT:PATH[,LABELS][@WEIGHT]` and read every label.
-
-    Raises:
-        ValueError: the text, a folder or a label row is wrong; the row is named by path and line.
-    """
-    layout, separator, rest = text.partition(":")
-    if layout not in ("yolo", "jde", "crops") or not separator:
-        raise ValueError(f"data: expected yolo:PATH, jde:PATH or crops:PATH, got {text!r}")
-    location, at, weight_text = rest.rpartition("@")
-    if not at or "/" in weight_text:  # no weight, or a folder with an @ in its name
-        location, weight_text = rest, "1"
-    folder_text, _, labels_text = location.partition(",")
-    try:
-        weight = float(weight_text)
-    except ValueError:
-        weight = 0.0
-    if not 0 < weight < np.inf:
-        raise ValueError(f"data: expected a positive number after @, got {text!r}")
-    folder = Path(folder_text)
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder (from data source {text!r})")
-    images = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not images:
-        raise ValueError(f"{folder}: holds no image (from data source {text!r})")
-    if layout == "crops":
-        source = Source(text, weight, *_read_crops(images), crops=True)
-        if not source.images:
-            raise ValueError(f"{folder}: holds no crop of a numbered person (from data source {text!r})")
-        return source
-    label_folder = Path(labels_text) if labels_text else _label_folder(folder, layout)
-    if not label_folder.is_dir():
-        raise ValueError(f"{label_folder}: no such folder of labels (from data source {text!r})")
-    columns = 5 if layout == "yolo" else 6
-    labels = [_read_labels(label_folder / f"{image.stem}.txt", columns) for image in images]
-    return Source(text, weight, images, labels)
-
-
-def _label_folder(images: Path, layout: str) -> Path:
-    parts = list(images.parts)
-    if "images" not in parts:
-        raise ValueError(f"{images}: give the labels as PATH,LABELS: the path has no folder called 'images'")
-    last = len(parts) - 1 - parts[::-1].index("images")
-    parts[last] = "labels" if layout == "yolo" else "labels_with_ids"
-    return Path(*parts)
-
-
-def _read_crops(images: Sequence[Path]) -> tuple[list[Path], list[NDArray[np.float64]]]:
-    kept, labels = [], []
-    for image in images:
-        try:
-            pid = int(image.name.split("_")[0])
-        except ValueError:
-            raise ValueError(f"{image}: expected a name that starts with a person number, like 0002_c1s1.jpg") from None
-        if pid >= 0:
-            kept.append(image)
-            labels.append(np.array([[PERSON_CLASS, pid, 0.5, 0.5, 1, 1]], np.float64))
-    return kept, labels
-
-
-def _read_labels(path: Path, columns: int) -> NDArray[np.float64]:
-    """Rows of one label file as (n, 6); a missing file means no person."""
-    rows = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file ({error})") from error
-    for number, line in enumerate(lines, 1):
-        words = line.split()
-        if not words:
-            continue
-        try:
-            values = [float(word) for word in words]
-        except ValueError:
-            raise ValueError(f"{path}:{number}: expected {columns} numbers, got {line!r}") from None
-        if len(values) != columns:
-            raise ValueError(f"{path}:{number}: expected {columns} numbers, got {len(values)}")
-        if not np.isfinite(values).all():
-            raise ValueError(f"{path}:{number}: expected finite numbers, got {line!r}")
-        if columns == 5:
-            values.insert(1, NO_IDENTITY)
-        if values[0] not in (PERSON_CLASS, IGNORE_LABEL):
-            continue
-        if values[1] != int(values[1]) or values[1] < NO_IDENTITY:
-            raise ValueError(f"{path}:{number}: expected a whole identity, −1 or more, got {values[1]}")
-        if max(map(abs, values[2:])) > MAX_COORDINATE:
-            raise ValueError(f"{path}:{number}: expected coordinates divided by the image's size, got {line!r}")
-        if min(values[4:]) > 0:
-            rows.append(values)
-    return np.array(rows, np.float64).reshape(-1, 6)
-
-
-def number_identities(sources: Sequence[Source]) -> int:
-    """Renumber the identities of all sources to 0, 1, 2, …, none shared between sources; returns their number."""
-    count = 0
-    for source in sources:
-        known = np.unique(np.concatenate([rows[:, 1] for rows in source.labels]))
-        known = known[known >= 0]
-        for rows in source.labels:
-            labelled = rows[:, 1] >= 0
-            rows[labelled, 1] = count + np.searchsorted(known, rows[labelled, 1])
-        count += len(known)
-    return count
-
-
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 BGR.
-
-    Raises:
-        ValueError: the file cannot be read as an image.
-    """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise ValueError(f"{path}: not a readable image")
-    return np.asarray(image, np.uint8)
+__all__ = [
+    "BatchPlan",
+    "Draw",
+    "Source",
+    "TrainingSet",
+    "collate",
+    "number_identities",
+    "open_source",
+    "read_image",
+]
 
 
 @dataclass(frozen=True)
@@ -180,7 +33,8 @@ class Draw:
 
     epoch: int
     position: int
-    size: int
+    size: tuple[int, int]
+    """(width, height) in pixels."""
 
 
 class TrainingSet(torch.utils.data.Dataset[tuple[Tensor, dict[str, Tensor]]]):
@@ -189,13 +43,13 @@ class TrainingSet(torch.utils.data.Dataset[tuple[Tensor, dict[str, Tensor]]]):
     Args:
         sources: where images come from.
         seed: of everything drawn.
-        mosaic_probability: share of samples made of four images.
+        augmentation: how samples are varied.
     """
 
-    def __init__(self, sources: Sequence[Source], seed: int, mosaic_probability: float = 0.5) -> None:
+    def __init__(self, sources: Sequence[Source], seed: int, augmentation: Augmentation = DEFAULT) -> None:
         self.sources = list(sources)
         self.seed = seed
-        self.mosaic_probability = mosaic_probability
+        self.augmentation = augmentation
         self.full = [i for i, source in enumerate(self.sources) if not source.crops]
         self._plan: tuple[int, NDArray[np.int64]] = (-1, np.zeros((0, 2), np.int64))
 
@@ -211,8 +65,23 @@ class TrainingSet(torch.utils.data.Dataset[tuple[Tensor, dict[str, Tensor]]]):
             self._plan = (epoch, rng.permutation(np.concatenate(pairs)))
         return self._plan[1]
 
+    def path(self, epoch: int, position: int) -> Path:
+        """The image a sample is made from: of a mosaic the first; of pasted crops, the folder they are from."""
+        plan = self.plan(epoch)
+        index, row = plan[position % len(plan)].tolist()
+        source: Source = self.sources[index]
+        return source.images[0].parent if source.crops else source.images[row]
+
     def __getitem__(self, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
-        """One image (3, S, S) uint8 with its targets."""
+        """One image (3, H, W) uint8 with its targets.
+
+        Targets: `boxes` (G, 4) float32 xyxy in its pixels; `labels` (G,) int64, 0 person, −1 region to be ignored;
+        `ids` (G,) int64, −1 unknown; `teacher` (G, T) float32; `draw` (2,) int64 epoch and position: what is random
+        in a loss can be seeded by it, and is then the same however a batch is split.
+
+        Raises:
+            ValueError: a file cannot be read as an image.
+        """
         plan = self.plan(draw.epoch)
         index, row = plan[draw.position % len(plan)]
         rng = np.random.default_rng([self.seed, draw.epoch, draw.position, 1])
@@ -222,13 +91,14 @@ class TrainingSet(torch.utils.data.Dataset[tuple[Tensor, dict[str, Tensor]]]):
             count = min(int(rng.integers(3, CROPS_PER_CANVAS + 1)), len(source.images))
             chosen = rng.choice(len(source.images), count, replace=False)
             crops = [self._read(index, i, rng) for i in chosen]
-            sample = paste_crops(canvas(ground, draw.size), crops, rng)
-        elif rng.random() < self.mosaic_probability:
+            sample = paste_crops(canvas(ground, draw.size), crops, rng, self.augmentation)
+        elif rng.random() < self.augmentation.mosaic:
             others = [self._read(rng.choice(self.full), None, rng) for _ in range(3)]
             sample = mosaic([self._read(index, row, rng), *others], draw.size, rng)
         else:
-            sample = affine(self._read(index, row, rng), draw.size, rng)
-        return to_tensors(finish(sample, rng, flip=not source.crops))
+            sample = affine(self._read(index, row, rng), draw.size, rng, self.augmentation)
+        image, target = to_tensors(finish(sample, rng, self.augmentation, flip=not source.crops))
+        return image, target | {"draw": torch.tensor([draw.epoch, draw.position])}
 
     def _read(self, index: int, row: int | None, rng: np.random.Generator) -> Labelled:
         source = self.sources[index]
@@ -253,25 +123,39 @@ def to_tensors(sample: Labelled) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def collate(samples: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    """Stack the images (B, 3, S, S), keep the targets a list."""
+    """Stack the images (B, 3, H, W), keep the targets a list."""
     images, targets = zip(*samples, strict=True)
     return torch.stack(images), list(targets)
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Batches of draws from a step on, endless; square sizes drawn a batch at a time (multi-scale training)."""
+    """Batches of draws from a step on, endless; canvas sizes drawn a batch at a time (multi-scale training).
+
+    Several processes that train together share each batch: every one has a plan of its own rank, and the joint batches
+    are the same however many there are.
+    """
 
     samples: int
     """Samples in an epoch."""
     batch_size: int
-    """Draws in a batch."""
-    sizes: tuple[int, ...]
-    """Square input sizes to draw from."""
+    """Draws in a batch, of all processes together."""
+    sizes: tuple[tuple[int, int], ...]
+    """(width, height) of the canvases to draw from."""
     seed: int
     """Of the sizes."""
     start: int
     """First step to yield."""
+    rank: int = 0
+    """Which process this is, from 0."""
+    world: int = 1
+    """How many processes there are."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world:
+            raise ValueError(f"rank: expected 0 to {self.world - 1}, got {self.rank}")
+        if self.batch_size < 1 or self.batch_size % self.world:
+            raise ValueError(f"batch_size: expected a multiple of {self.world} processes, got {self.batch_size}")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -279,10 +163,11 @@ class BatchPlan:
         return max(self.samples // self.batch_size, 1)
 
     def __iter__(self) -> Iterator[list[Draw]]:
+        share = self.batch_size // self.world
         step = self.start
         while True:
             epoch, within = divmod(step, self.steps_per_epoch)
-            size = int(np.random.default_rng([self.seed, step, 2]).choice(self.sizes))
-            first = within * self.batch_size
-            yield [Draw(epoch, first + i, size) for i in range(self.batch_size)]
+            size = self.sizes[np.random.default_rng([self.seed, step, 2]).integers(len(self.sizes))]
+            first = within * self.batch_size + self.rank * share
+            yield [Draw(epoch, first + i, size) for i in range(share)]
             step += 1
