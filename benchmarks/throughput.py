@@ -75,16 +75,16 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def network_size(video: Path, input_size: int) -> tuple[int, int]:
-    """Height and width of the network input for frames of this video, by the detector's own letterbox."""
-    from detector.inference import letterbox
+def network_size(video: Path, weights: Path | None, input_size: int | None) -> tuple[int, int]:
+    """Height and width of the network input for frames of this video, by the model's own canvas."""
+    from detector import load_model
 
     capture = cv2.VideoCapture(str(video))
     read, frame = capture.read()
     if not read:
         raise ValueError(f"{video}: cannot be read as a video")
-    height, width = letterbox(frame, input_size)[0].shape[:2]
-    return height, width
+    canvas = load_model(weights).canvas(*frame.shape[:2], input_size)
+    return canvas.height, canvas.width
 
 
 def own_forward_ms(weights: Path | None, size: tuple[int, int]) -> float:
@@ -108,11 +108,9 @@ def own_forward_ms(weights: Path | None, size: tuple[int, int]) -> float:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that is written to the JSON file, from the options of `main`."""
-    from detector import DetectorConfig
-
     facts = machine()  # before our own work shows in the load
     video, onnx, frames = args.video.resolve(), args.onnx.resolve(), args.frames
-    size = network_size(video, args.input_size or DetectorConfig().input_size)
+    size = network_size(video, args.weights, args.input_size)
     with tempfile.TemporaryDirectory() as name:
         out, report = Path(name), Path(name) / "report.json"
         ours: list[str | Path] = [sys.executable, "tools/track.py", "--video", video, "--device", "cpu"]
@@ -176,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each, in turns (default: 3)")
     parser.add_argument("--frames", type=int, help="stop after so many frames")
     parser.add_argument("--weights", type=Path, help="our model (default: the bundled one)")
-    parser.add_argument("--input-size", type=int, help="long side of the network input (default: the detector's)")
+    parser.add_argument("--input-size", type=int, help="long side of the network input (default: the model's)")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "throughput.json")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)

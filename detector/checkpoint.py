@@ -15,17 +15,25 @@ import torch
 from onnx import numpy_helper
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from detector.csp import BN_EPS
+from detector.darknet import DarknetConfig, DarknetJDE
 from detector.model import JDE, ModelConfig
+from detector.published import load_published, load_state
 
+FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
+    "compact": (JDE, ModelConfig),
+    "darknet53": (DarknetJDE, DarknetConfig),
+}
 FORMAT = "jdetrack-detector"
 BUNDLED = Path(__file__).parent / "weights" / "nano.safetensors"
 PERSON = 0
 
 
-def save_model(path: str | Path, model: JDE, notes: Mapping[str, Any] | None = None, *, half: bool = True) -> None:
+def save_model(
+    path: str | Path, model: JDE | DarknetJDE, notes: Mapping[str, Any] | None = None, *, half: bool = True
+) -> None:
     """Write a model file: weights as safetensors, configuration and notes as its metadata.
 
     Args:
@@ -43,6 +51,7 @@ def save_model(path: str | Path, model: JDE, notes: Mapping[str, Any] | None = N
     }
     metadata = {
         "format": FORMAT,
+        "family": "compact" if isinstance(model, JDE) else "darknet53",
         "model": json.dumps(asdict(model.config)),
         "notes": json.dumps(dict(notes or {})),
     }
@@ -51,18 +60,21 @@ def save_model(path: str | Path, model: JDE, notes: Mapping[str, Any] | None = N
     temporary.replace(path)
 
 
-def load_model(path: str | Path | None = None) -> JDE:
+def load_model(path: str | Path | None = None) -> JDE | DarknetJDE:
     """Rebuild a model from its file, on the CPU and in evaluation mode.
 
     Args:
-        path: a `.safetensors` file written by `save_model`; None is the bundled nano model.
+        path: a `.safetensors` file written by `save_model`, or a published JDE checkpoint (`.pt`, `.pth`); None is the
+            bundled nano model.
 
     Raises:
-        ValueError: no such file, not a safetensors file, written by something else, or tensors that do not fit.
+        ValueError: no such file, not a readable one, written by something else, or tensors that do not fit.
     """
     path = BUNDLED if path is None else Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such weights file")
+    if path.suffix in (".pt", ".pth"):
+        return load_published(path)[0].eval()
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -72,35 +84,12 @@ def load_model(path: str | Path | None = None) -> JDE:
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path}: expected a {FORMAT} file, got format {metadata.get('format')!r}")
     try:
-        model = JDE(ModelConfig(**json.loads(metadata["model"])))
+        network, config = FAMILIES[metadata.get("family", "compact")]
+        model: JDE | DarknetJDE = network(config(**_tuples(json.loads(metadata["model"]))))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: unreadable model configuration ({error})") from error
     load_state(model, state, str(path))
     return model.eval()
-
-
-def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load a state dict whole, or say what is missing, unexpected or of another shape.
-
-    Raises:
-        ValueError: the keys or shapes differ; the first few of each kind are named.
-    """
-    own = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
-    faults = {
-        "missing": [k for k in own if k not in state],
-        "unexpected": [k for k in state if k not in own],
-        "mis-shaped": [
-            f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
-            for k in own
-            if k in state and state[k].shape != own[k].shape
-        ],
-    }
-    if any(faults.values()):
-        text = "; ".join(
-            f"{len(v)} {k} ({', '.join(v[:3])}{', …' if len(v) > 3 else ''})" for k, v in faults.items() if v
-        )
-        raise ValueError(f"{source}: the weights do not fit the model: {text}")
-    model.load_state_dict(dict(state), strict=False)
 
 
 def load_yolox_onnx(path: str | Path, model: JDE) -> int:
@@ -149,6 +138,11 @@ def load_yolox_onnx(path: str | Path, model: JDE) -> int:
             norm.weight.data.fill_(math.sqrt(1 + BN_EPS))
             norm.bias.data.copy_(bias)
     return 2 * len(sources)
+
+
+def _tuples(config: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON knows lists alone; configurations hold tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
 
 
 def _convolutions(model: JDE) -> list[tuple[str, nn.Conv2d, nn.BatchNorm2d | None]]:

@@ -10,26 +10,39 @@ convolutions in the order of `model.modules()`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-STRIDES = (8, 16, 32)
 BN_EPS = 1e-3
 BN_MOMENTUM = 0.03
 
 
 class ConvBlock(nn.Module):
-    """Convolution, batch norm, SiLU; the padding keeps the size at stride 1."""
+    """Convolution, batch norm, activation (SiLU); the padding keeps the size at stride 1."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        *,
+        activate: Callable[..., Tensor] = functional.silu,
+        eps: float = BN_EPS,
+        momentum: float = BN_MOMENTUM,
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels, eps=BN_EPS, momentum=BN_MOMENTUM)
+        self.norm = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum)
+        self.activate = activate
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride)."""
-        return functional.silu(self.norm(self.conv(x)))
+        return self.activate(self.norm(self.conv(x)))
 
 
 def spatial_block(in_channels: int, out_channels: int, stride: int = 1, *, depthwise: bool) -> nn.Module:

@@ -1,6 +1,6 @@
-"""The dense part of a model, ready to run: on a CPU by ONNX Runtime, elsewhere by torch itself.
+"""The dense part of a model, ready to run: by ONNX Runtime or by torch itself.
 
-On two cores ONNX Runtime takes about two thirds of torch's time for the same graph, and its threads leave the
+On two cores ONNX Runtime takes about two thirds of torch's time for the compact graph, and its threads leave the
 interpreter alone. The embedding head stays in torch: it sees the boxes kept, whose number changes with every frame.
 """
 
@@ -10,23 +10,23 @@ import copy
 import io
 import warnings
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeVar
 
 import onnxruntime
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from detector.csp import STRIDES, ConvBlock
-from detector.model import JDE
+from detector.csp import ConvBlock
+from detector.priors import STRIDES, Network
 
+AnyJDE = TypeVar("AnyJDE", bound=nn.Module)
 Engine = Literal["auto", "onnxruntime", "torch"]
 Forward = Callable[[Tensor], tuple[list[Tensor], list[Tensor]]]
 """(B, H, W, 3) uint8 BGR, H and W multiples of 32, on the CPU -> what `JDE.forward` returns."""
 
 
-def fused(model: JDE) -> JDE:
+def fused(model: AnyJDE) -> AnyJDE:
     """A copy of the model in evaluation mode with every batch norm behind a convolution folded."""
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for module in list(model.modules()):
@@ -36,20 +36,22 @@ def fused(model: JDE) -> JDE:
     return model
 
 
-def dense_forward(model: JDE, device: torch.device, engine: Engine) -> Forward:
+def dense_forward(model: Network, device: torch.device, engine: Engine) -> Forward:
     """Make the dense part of a fused model callable.
 
     Args:
         model: what `fused` returned, on its device.
         device: where the results are wanted.
-        engine: "auto" is ONNX Runtime on a CPU and torch elsewhere.
+        engine: "auto" is what the family runs best by on a CPU, and torch elsewhere.
 
     Raises:
         ValueError: ONNX Runtime asked for on another device than the CPU.
     """
     if engine == "onnxruntime" and device.type != "cpu":
         raise ValueError(f"engine: onnxruntime runs on the CPU here, got device {device}")
-    if engine == "torch" or device.type != "cpu":
+    if engine == "auto":
+        engine = model.cpu_engine if device.type == "cpu" else "torch"
+    if engine == "torch":
         return lambda frames: model(_planes(frames.to(device)))
     session = _session(model)
 
@@ -66,15 +68,16 @@ class _FusedConvBlock(nn.Module):
     def __init__(self, block: ConvBlock) -> None:
         super().__init__()
         self.conv = fuse_conv_bn_eval(block.conv, block.norm)
+        self.activate = block.activate
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.silu(self.conv(x), inplace=True)
+        return self.activate(self.conv(x), inplace=True)
 
 
 class _Graph(nn.Module):
     """The dense part as exported: bytes in, a flat tuple of maps out."""
 
-    def __init__(self, model: JDE) -> None:
+    def __init__(self, model: Network) -> None:
         super().__init__()
         self.model = model
 
@@ -88,7 +91,7 @@ def _planes(frames: Tensor) -> Tensor:
     return frames.permute(0, 3, 1, 2).float()
 
 
-def _session(model: JDE) -> onnxruntime.InferenceSession:
+def _session(model: Network) -> onnxruntime.InferenceSession:
     example = torch.zeros((1, 64, 96, 3), dtype=torch.uint8)
     graph = _Graph(model).eval()
     with torch.inference_mode(), warnings.catch_warnings():

@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from detector.checkpoint import load_model
-from detector.csp import STRIDES
+from detector.darknet import DarknetJDE
 from detector.engine import Engine, dense_forward, fused
 from detector.model import JDE
 from detector.postprocess import postprocess
+from detector.priors import STRIDES, Canvas, Picks, rows_at
 
-PAD_VALUE = 114
+PAD_VALUE = JDE.pad_value
 MAX_INPUT_SIZE = 8192
 
 
@@ -26,26 +27,28 @@ MAX_INPUT_SIZE = 8192
 class DetectorConfig:
     """How a model looks at frames."""
 
-    input_size: int = 640
-    """Long side of the network input in pixels, a multiple of 32; the short side follows the frame."""
+    input_size: int | None = None
+    """Long side of the network input in pixels, a multiple of 32. None is the family's own: 640 for the compact one,
+    whose short side follows the frame; what the network was trained for on Darknet-53, whose input has one shape."""
     score_thresh: float = 0.1
     """Boxes that score lower are not reported; the tracker sets its own, higher thresholds."""
-    nms_thresh: float = 0.65
-    """Of two boxes whose IoU is higher, the one that scores lower is dropped."""
+    nms_thresh: float | None = None
+    """Of two boxes whose IoU is higher, the one that scores lower is dropped. None is the family's own: 0.65 for the
+    compact one, 0.4 on Darknet-53."""
     max_detections: int = 300
     """At most this many boxes a frame, the best."""
     engine: Engine = "auto"
     """What runs the convolutions: "onnxruntime" (CPU alone), "torch", or the faster of them on the device at hand."""
 
     def __post_init__(self) -> None:
-        if not STRIDES[-1] <= self.input_size <= MAX_INPUT_SIZE or self.input_size % STRIDES[-1]:
+        size = self.input_size
+        if size is not None and (not STRIDES[-1] <= size <= MAX_INPUT_SIZE or size % STRIDES[-1]):
             raise ValueError(
-                f"input_size: expected a positive multiple of {STRIDES[-1]} up to {MAX_INPUT_SIZE}, "
-                f"got {self.input_size}"
+                f"input_size: expected a positive multiple of {STRIDES[-1]} up to {MAX_INPUT_SIZE}, got {size}"
             )
         for name in ("score_thresh", "nms_thresh"):
             value = getattr(self, name)
-            if not 0 <= value <= 1:
+            if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
         if self.engine not in get_args(Engine):
             raise ValueError(f"engine: expected one of {', '.join(get_args(Engine))}, got {self.engine!r}")
@@ -53,25 +56,29 @@ class DetectorConfig:
             raise ValueError(f"max_detections: expected at least 1, got {self.max_detections}")
 
 
-def letterbox(image: NDArray[np.uint8], input_size: int) -> tuple[NDArray[np.uint8], tuple[float, float]]:
-    """Scale an image so that its long side is `input_size`, then pad right and bottom with grey to multiples of 32.
+def letterbox(
+    image: NDArray[np.uint8], canvas: Canvas, pad_value: int
+) -> tuple[NDArray[np.uint8], tuple[float, float], tuple[int, int]]:
+    """Scale an image and lay it on grey.
 
     Args:
         image: (H, W, 3) uint8.
-        input_size: long side in pixels, a multiple of 32.
+        canvas: size of the network input, and how the image lies in it.
+        pad_value: the grey.
 
     Returns:
-        The network input (h, w, 3) uint8, and the scale (x, y): input pixels per image pixel.
+        The network input (h, w, 3) uint8, the scale (x, y): input pixels per image pixel, and the place (x, y) of the
+        image's corner in the input.
     """
     height, width = image.shape[:2]
-    ratio = input_size / max(height, width)
-    new_width, new_height = max(round(width * ratio), 1), max(round(height * ratio), 1)
-    grid = STRIDES[-1]
-    canvas = np.full((-(-new_height // grid) * grid, -(-new_width // grid) * grid, 3), PAD_VALUE, np.uint8)
+    new_width = min(max(round(width * canvas.ratio), 1), canvas.width)
+    new_height = min(max(round(height * canvas.ratio), 1), canvas.height)
+    x, y = ((canvas.width - new_width) // 2, (canvas.height - new_height) // 2) if canvas.centred else (0, 0)
+    pixels = np.full((canvas.height, canvas.width, 3), pad_value, np.uint8)
     # Plain bilinear shrinking skips pixels beyond a factor of two; area averaging does not.
-    mode = cv2.INTER_AREA if ratio < 0.5 else cv2.INTER_LINEAR
-    canvas[:new_height, :new_width] = cv2.resize(image, (new_width, new_height), interpolation=mode)
-    return canvas, (new_width / width, new_height / height)
+    mode = cv2.INTER_AREA if canvas.ratio < 0.5 or (canvas.centred and canvas.ratio < 1) else cv2.INTER_LINEAR
+    pixels[y : y + new_height, x : x + new_width] = cv2.resize(image, (new_width, new_height), interpolation=mode)
+    return pixels, (new_width / width, new_height / height), (x, y)
 
 
 class Detector:
@@ -82,7 +89,9 @@ class Detector:
     Calls from several threads at once are safe: nothing is kept between them.
     """
 
-    def __init__(self, model: JDE, device: torch.device | str = "cpu", config: DetectorConfig | None = None) -> None:
+    def __init__(
+        self, model: JDE | DarknetJDE, device: torch.device | str = "cpu", config: DetectorConfig | None = None
+    ) -> None:
         self.config = config or DetectorConfig()
         self.device = torch.device(device)
         self.model = fused(model).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -131,32 +140,34 @@ class Detector:
         boxes = np.asarray(boxes, np.float32)
         if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
             raise ValueError(f"boxes: expected finite numbers of shape (N, 4), got {boxes.shape}")
-        pixels, scale = letterbox(frame, self.config.input_size)
+        pixels, scale, place = self._letterbox(frame)
         raw, features = self._forward(torch.from_numpy(pixels[None]))
-        scaled = torch.from_numpy(boxes * np.array(scale * 2, np.float32))
+        scaled = torch.from_numpy(boxes * np.array(scale * 2, np.float32) + np.array(place * 2, np.float32))
         scaled = scaled.to(self.device)
+        priors = self.model.priors(raw)
+        scores = self.model.scores(self.model.flatten(raw)[0])[0]  # (A,)
         centre = (scaled[:, :2] + scaled[:, 2:]) / 2
-        surest = []
-        for stride, output in zip(STRIDES, raw, strict=True):
-            x = (centre[:, 0] / stride).long().clamp(0, output.shape[3] - 1)
-            y = (centre[:, 1] / stride).long().clamp(0, output.shape[2] - 1)
-            logits = output[0, 4:, y, x].float().sigmoid()  # (1 + C, N)
-            surest.append(logits[0] * logits[1:].amax(0))
-        levels = torch.stack(surest).argmax(0)
-        embeddings = self.model.embed(features, levels, scaled, torch.zeros_like(levels))
-        return np.asarray(embeddings.cpu().numpy(), np.float32)
+        candidates = rows_at(centre, raw, len(scores) // sum(m[0, 0].numel() for m in raw))
+        surest = candidates.gather(1, scores[candidates].argmax(1, keepdim=True))[:, 0]
+        picks = Picks.of(priors, surest, torch.zeros_like(surest), scaled)
+        return np.asarray(self.model.embed(features, picks).cpu().numpy(), np.float32)
+
+    def _letterbox(self, frame: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], tuple[float, float], tuple[int, int]]:
+        canvas = self.model.canvas(*frame.shape[:2], self.config.input_size)
+        return letterbox(frame, canvas, self.model.pad_value)
 
     @torch.inference_mode()
     def _batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[dict[str, NDArray[Any]]]:
-        inputs, scales = zip(*(letterbox(frame, self.config.input_size) for frame in frames), strict=True)
+        inputs, scales, places = zip(*map(self._letterbox, frames), strict=True)
         raw, features = self._forward(torch.from_numpy(np.stack(inputs)))
         config = self.config
-        found = postprocess(self.model, raw, features, config.score_thresh, config.nms_thresh, config.max_detections)
-        scale = np.array(scales[0] * 2, np.float32)
+        nms_thresh = self.model.nms_thresh if config.nms_thresh is None else config.nms_thresh
+        found = postprocess(self.model, raw, features, config.score_thresh, nms_thresh, config.max_detections)
+        scale, place = np.array(scales[0] * 2, np.float32), np.array(places[0] * 2, np.float32)
         results = []
         for prediction in found:
             arrays = {name: value.cpu().numpy() for name, value in prediction.items()}
-            arrays["boxes"] = arrays["boxes"] / scale
+            arrays["boxes"] = (arrays["boxes"] - place) / scale
             results.append(arrays)
         return results
 
@@ -167,7 +178,7 @@ def load_detector(
     """Load a model file and make it ready.
 
     Args:
-        weights: a `.safetensors` model file; None is the bundled nano model.
+        weights: a `.safetensors` model file, or a published JDE `.pt`; None is the bundled nano model.
         device: "auto" (a CUDA device where there is one), "cpu", "cuda" or "cuda:N".
         config: how to look; None is the default.
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import roi_align
 
-from detector.csp import STRIDES, ConvBlock, CSPBackbone, PathAggregation, spatial_block
+from detector.csp import ConvBlock, CSPBackbone, PathAggregation, spatial_block
+from detector.priors import STRIDES, Canvas, Picks, Priors, flatten, make_priors
 
 Size = Literal["nano", "tiny", "s", "m"]
 WIDTHS: dict[Size, float] = {"nano": 0.25, "tiny": 0.375, "s": 0.50, "m": 0.75}
@@ -134,6 +135,12 @@ class JDE(nn.Module):
     Input images are (B, 3, H, W) float32, BGR, 0 to 255, H and W multiples of 32.
     """
 
+    pad_value = 114
+    cpu_engine: Literal["onnxruntime", "torch"] = "onnxruntime"
+    nms_thresh = 0.65
+    input_size = 640
+    """Long side of a frame, unless told otherwise."""
+
     def __init__(self, config: ModelConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or ModelConfig()
@@ -163,39 +170,56 @@ class JDE(nn.Module):
         raw = [head(level) for head, level in zip(self.heads, deep, strict=True)]
         return raw, [fine, *(level for pair in zip(shallow, deep, strict=True) for level in pair)]
 
-    def patches(
-        self, features: Sequence[Tensor], levels: Tensor, boxes: Tensor, image_index: Tensor
-    ) -> tuple[list[Tensor], Tensor, Tensor]:
+    def flatten(self, raw: Sequence[Tensor]) -> Tensor:
+        """Raw maps -> (B, A, 5 + C) float32: box code, objectness logit, class logits."""
+        return flatten(raw, 1)
+
+    def priors(self, raw: Sequence[Tensor]) -> Priors:
+        """One prior of one cell in each place."""
+        return make_priors(raw, [[(1.0, 1.0)]] * len(STRIDES))
+
+    def scores(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Objectness times the best class probability, and that class: (..., 5 + C) -> (...), (...)."""
+        probability, labels = flat[..., 5:].sigmoid().max(dim=-1)
+        return flat[..., 4].sigmoid() * probability, labels
+
+    def canvas(self, height: int, width: int, input_size: int | None) -> Canvas:
+        """The frame's shape with `input_size` as its long side, sides rounded up to multiples of 32; top left."""
+        ratio = (input_size or self.input_size) / max(height, width)
+        grid = STRIDES[-1]
+        new_width, new_height = max(round(width * ratio), 1), max(round(height * ratio), 1)
+        return Canvas(-(-new_width // grid) * grid, -(-new_height // grid) * grid, ratio, centred=False)
+
+    def patches(self, features: Sequence[Tensor], picks: Picks) -> tuple[list[Tensor], Tensor, Tensor]:
         """Cut what the embedding head reads from under some boxes.
 
         Args:
             features: the maps `forward` returned.
-            levels: (N,) level of each box.
-            boxes: (N, 4) xyxy in network pixels.
-            image_index: (N,) row of the batch each box belongs to.
+            picks: the N boxes.
 
         Returns:
             Patches per level, each (N_l, 2C, 8, 4); fine patches (N, C/2, 16, 8) in the order of the levels; and
-            (N,) the rows of `boxes` in that order.
+            (N,) the rows of `picks` in that order. All float32.
         """
-        rows = [(levels == level).nonzero()[:, 0] for level in range(len(STRIDES))]
+        features = [level_map.float() for level_map in features]
+        rows = [(picks.level == level).nonzero()[:, 0] for level in range(len(STRIDES))]
         coarse = []
         for level, stride in enumerate(STRIDES):
-            own = boxes[rows[level]] / stride, image_index[rows[level]]
+            own = picks.boxes[rows[level]] / stride, picks.image[rows[level]]
             maps = features[1 + 2 * level : 3 + 2 * level]
             coarse.append(torch.cat([sample_boxes(level_map, *own, PATCH) for level_map in maps], dim=1))
         order = torch.cat(rows)
-        fine = sample_boxes(features[0], boxes[order] / FINE_STRIDE, image_index[order], FINE_PATCH)
+        fine = sample_boxes(features[0], picks.boxes[order] / FINE_STRIDE, picks.image[order], FINE_PATCH)
         return coarse, fine, order
 
-    def embed(self, features: Sequence[Tensor], levels: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
-        """Embeddings of the given boxes; the arguments are those of `patches`.
+    def embed(self, features: Sequence[Tensor], picks: Picks) -> Tensor:
+        """Embeddings of the picked boxes.
 
         Returns:
-            (N, D) unit rows in the order of `boxes`.
+            (N, D) unit rows in the order of `picks`.
         """
-        if not len(boxes):
-            return boxes.new_zeros((0, self.config.embedding_dim))
-        coarse, fine, order = self.patches(features, levels, boxes, image_index)
+        if not len(picks.boxes):
+            return picks.boxes.new_zeros((0, self.config.embedding_dim))
+        coarse, fine, order = self.patches(features, picks)
         embeddings: Tensor = self.embedding_head(coarse, fine)
         return embeddings[order.argsort()]

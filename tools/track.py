@@ -61,7 +61,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--video", required=True, help="video file, camera index, address, folder of images, or glob in quotes")
-    add("--weights", type=Path, help="model file (default: the bundled one)")
+    add("--weights", type=Path, help="model: .safetensors, or a published JDE .pt (default: the bundled one)")
     add("--config", help="YAML file with sections detector and tracker")
     add("--out", type=Path, help="folder of the results (default: beside the input, or here)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU where there is one")

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from detector.assign import simota
-from detector.postprocess import Cells, cells_of
+from detector.priors import Priors, make_priors
 
 
-def grid(height: int = 64, width: int = 96) -> Cells:
-    return cells_of([torch.zeros(1, 6, height // s, width // s) for s in (8, 16, 32)])
+def grid(height: int = 64, width: int = 96) -> Priors:
+    return make_priors([torch.zeros(1, 6, height // s, width // s) for s in (8, 16, 32)], [[(1.0, 1.0)]] * 3)
 
 
 def iou(a: list[float], b: list[float]) -> float:
@@ -82,13 +82,13 @@ def test_equals_the_oracle(seed: int) -> None:
     assert (matched >= 0).any()
 
 
-def predictions(cells: Cells, size: float = 12.0) -> torch.Tensor:
+def predictions(cells: Priors, size: float = 12.0) -> torch.Tensor:
     """Every cell predicts a square at its own centre."""
     centre = (cells.xy + 0.5) * cells.stride[:, None]
     return torch.cat((centre - size / 2, centre + size / 2), dim=1)
 
 
-def assign(cells: Cells, boxes: torch.Tensor, targets: list[list[float]]) -> tuple[torch.Tensor, torch.Tensor]:
+def assign(cells: Priors, boxes: torch.Tensor, targets: list[list[float]]) -> tuple[torch.Tensor, torch.Tensor]:
     zeros = torch.zeros(len(boxes))
     rows = torch.tensor(targets).reshape(-1, 4)
     return simota(cells, boxes, zeros, zeros[:, None], rows, torch.zeros(len(rows), dtype=torch.int64))

@@ -10,9 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from detector import JDE, ModelConfig, load_model, load_yolox_onnx, save_model
+from detector.darknet import DarknetJDE
 from detector.inference import letterbox
-from detector.postprocess import flatten
-from tests.detector.scenes import lively_model
+from detector.priors import Canvas
+from tests.detector.scenes import lively_darknet, lively_model
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +23,7 @@ def yolox(shared: Path) -> Path:
 
 def real_image(shared: Path) -> np.ndarray:
     frame = cv2.imread(str(sorted((shared / "data" / "det" / "coco256" / "images" / "val2017").glob("*.jpg"))[0]))
-    pixels = np.full((416, 416, 3), 114, np.uint8)
-    boxed, _ = letterbox(frame, 416)
-    pixels[: boxed.shape[0], : boxed.shape[1]] = boxed
-    return pixels
+    return letterbox(frame, Canvas(416, 416, 416 / max(frame.shape[:2]), centred=False), 114)[0]
 
 
 @pytest.mark.shared
@@ -43,8 +41,8 @@ def test_yolox_weights_give_onnx_runtimes_output(yolox: Path, shared: Path) -> N
         images = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32)
         wanted = session.run(None, {session.get_inputs()[0].name: images})[0]
         with torch.no_grad():
-            ours = flatten(model.eval()(torch.from_numpy(images))[0]).numpy()
-            person = flatten(one_class.eval()(torch.from_numpy(images))[0]).numpy()
+            ours = model.flatten(model.eval()(torch.from_numpy(images))[0]).numpy()
+            person = one_class.flatten(one_class.eval()(torch.from_numpy(images))[0]).numpy()
         assert ours.shape == wanted.shape == (1, 3549, 85)
         ours[..., 4:] = 1 / (1 + np.exp(-ours[..., 4:]))
         person[..., 4:] = 1 / (1 + np.exp(-person[..., 4:]))
@@ -100,6 +98,30 @@ def test_round_trip_in_full_precision(tmp_path: Path) -> None:
     images = torch.rand(1, 3, 64, 64) * 255
     with torch.no_grad():
         assert all(torch.equal(a, b) for a, b in zip(model(images)[0], again(images)[0], strict=True))
+
+
+@pytest.mark.parametrize("anchors", [(), tuple(range(8, 32))], ids=["published anchors", "own anchors"])
+def test_round_trip_of_the_other_family(tmp_path: Path, anchors: tuple[int, ...]) -> None:
+    model = lively_darknet(anchors=anchors)
+    save_model(tmp_path / "m.safetensors", model, {"who": "me"}, half=False)
+    with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
+        assert file.metadata()["family"] == "darknet53"
+    again = load_model(tmp_path / "m.safetensors")
+    assert isinstance(again, DarknetJDE)
+    assert again.config == model.config  # tuples, though JSON has lists alone
+    assert again.anchors == model.anchors
+    assert not again.training
+    images = torch.rand(1, 3, 64, 64) * 255
+    with torch.no_grad():
+        for maps, others in zip(model(images), again(images), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(maps, others, strict=True))
+
+
+def test_a_file_without_family_is_of_the_compact_one(tmp_path: Path) -> None:
+    """So were all before there was a second."""
+    save_model(tmp_path / "m.safetensors", lively_model(embedding_dim=8))
+    old = without(tmp_path / "m.safetensors", tmp_path / "old.safetensors", lambda t, m: m.pop("family"))
+    assert isinstance(load_model(old), JDE)
 
 
 def test_round_trip_in_half_precision(tmp_path: Path) -> None:
@@ -173,9 +195,10 @@ def test_files_that_are_no_model(tmp_path: Path) -> None:
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(good.read_bytes()[:-1000])
     refuse(cut, "not a readable safetensors file")
-    pickled = tmp_path / "pickled.pt"
+    pickled = tmp_path / "pickled.safetensors"
     torch.save(lively_model(embedding_dim=8).state_dict(), pickled)
     refuse(pickled, "not a readable safetensors file")
+    refuse(pickled.rename(tmp_path / "pickled.pt"), "expected a published JDE checkpoint")
     foreign = tmp_path / "foreign.safetensors"
     save_file({"weight": torch.zeros(2)}, foreign)
     refuse(foreign, "expected a jdetrack-detector file, got format None")
@@ -185,6 +208,8 @@ def test_files_that_are_no_model(tmp_path: Path) -> None:
     refuse(without(good, target, lambda t, m: m.update(model="{")), "unreadable model configuration")
     refuse(without(good, target, lambda t, m: m.update(model='{"size": "xl"}')), "size: expected one of")
     refuse(without(good, target, lambda t, m: m.update(model='{"sizes": 1}')), "unreadable model configuration")
+    refuse(without(good, target, lambda t, m: m.update(family="odd")), r"unreadable model configuration \('odd'\)")
+    refuse(without(good, target, lambda t, m: m.update(family="darknet53")), "unreadable model configuration")
     key = "heads.0.objectness.bias"
     refuse(without(good, target, lambda t, m: t.pop(key)), rf"do not fit the model: 1 missing \({key}\)")
     refuse(without(good, target, lambda t, m: t.update(odd=torch.zeros(1))), r"1 unexpected \(odd\)")

@@ -7,12 +7,16 @@ import pytest
 import torch
 
 from detector import Detector, DetectorConfig, load_detector, save_model
+from detector.darknet import DarknetConfig, DarknetJDE
 from detector.inference import letterbox
-from detector.model import JDE
+from detector.model import JDE, ModelConfig
 from detector.postprocess import postprocess
+from detector.priors import Canvas
 from tests.detector.scenes import drawn, extent, lively_model, noise
 
 CONFIG = DetectorConfig(input_size=96, score_thresh=0.3)
+MODEL = JDE(ModelConfig(embedding_dim=0))
+DARKNET = DarknetJDE(DarknetConfig(width=1 / 16, embedding_dim=0))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +48,9 @@ def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray], atol: float 
 )
 def test_letterbox_sizes(size: tuple[int, int], shape: tuple[int, int], content: tuple[int, int]) -> None:
     width, height = size
-    pixels, scale = letterbox(np.full((height, width, 3), 255, np.uint8), 96)
+    canvas = MODEL.canvas(height, width, 96)
+    pixels, scale, place = letterbox(np.full((height, width, 3), 255, np.uint8), canvas, 114)
+    assert place == (0, 0)
     assert pixels.shape == (shape[1], shape[0], 3)
     assert extent(pixels[..., 0] == 255).tolist() == [0, 0, *content]
     assert (pixels[content[1] :] == 114).all()
@@ -52,13 +58,38 @@ def test_letterbox_sizes(size: tuple[int, int], shape: tuple[int, int], content:
     assert scale == pytest.approx((content[0] / width, content[1] / height))
 
 
+@pytest.mark.parametrize(
+    ("size", "place", "content"),
+    [
+        ((1280, 720), (0, 5), (96, 54)),
+        ((720, 1280), (30, 0), (36, 64)),
+        ((96, 64), (0, 0), (96, 64)),
+        ((48, 31), (0, 1), (96, 62)),
+        ((1000, 1), (0, 31), (96, 1)),
+        ((97, 64), (0, 0), (96, 63)),  # an odd row of grey lies below
+    ],
+)
+def test_a_centred_picture_has_grey_on_both_sides(size, place, content) -> None:
+    width, height = size
+    canvas = Canvas(96, 64, min(96 / width, 64 / height), centred=True)
+    pixels, scale, found = letterbox(np.full((height, width, 3), 255, np.uint8), canvas, 128)
+    assert pixels.shape == (64, 96, 3)
+    assert found == place
+    (x, y), (w, h) = place, content
+    assert extent(pixels[..., 0] == 255).tolist() == [x, y, x + w, y + h]
+    assert set(np.unique(pixels)) <= {128, 255}
+    assert scale == (w / width, h / height)
+
+
+@pytest.mark.parametrize("family", ["compact", "darknet53"])
 @pytest.mark.parametrize("size", [(640, 360), (200, 333), (60, 45), (37, 96)])
-def test_a_box_comes_back_in_original_pixels(size: tuple[int, int]) -> None:
+def test_a_box_comes_back_in_original_pixels(size: tuple[int, int], family: str) -> None:
     """Draw it, letterbox, measure it in the network's input, undo: the box drawn."""
     width, height = size
     box = (width // 4, height // 5, width // 4 + width // 3, height // 5 + height // 2)
-    pixels, scale = letterbox(drawn(width, height, box), 320)
-    found = extent(pixels[..., 0] > 130) / (scale * 2)
+    canvas = MODEL.canvas(height, width, 320) if family == "compact" else DARKNET.canvas(height, width, 320)
+    pixels, scale, place = letterbox(drawn(width, height, box), canvas, 114)
+    found = (extent(pixels[..., 0] > 130) - place * 2) / (scale * 2)
     assert np.abs(found - box).max() <= 0.75 / min(scale[0], 1)
 
 
@@ -91,7 +122,7 @@ def test_what_comes_out(detector: Detector) -> None:
 def test_folded_norms_change_nothing(model: JDE, detector: Detector) -> None:
     before = copy.deepcopy(model.state_dict())
     frame = noise(50, 90)
-    pixels, scale = letterbox(frame, 96)
+    pixels, scale, _ = letterbox(frame, model.canvas(*frame.shape[:2], 96), 114)
     assert scale[0] != scale[1]  # the height is rounded
     images = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
     with torch.no_grad():

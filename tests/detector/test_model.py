@@ -3,6 +3,7 @@ import torch
 
 from detector import JDE, ModelConfig
 from detector.model import sample_boxes
+from detector.priors import Picks
 from tests.detector.scenes import lively_model
 
 
@@ -55,6 +56,11 @@ def test_a_batch_equals_its_images_one_by_one() -> None:
                 assert torch.allclose(a[i], b[0], atol=1e-4)
 
 
+def picks(level: torch.Tensor, boxes: torch.Tensor, image: torch.Tensor) -> Picks:
+    """Cells are nothing to this family: it embeds what lies under the box."""
+    return Picks(image, level, torch.full((len(boxes), 2), -7), boxes)
+
+
 def boxes_of_all_levels() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Levels, boxes and images of seven people, mixed."""
     generator = torch.Generator().manual_seed(2)
@@ -68,11 +74,11 @@ def test_embeddings_are_unit_rows_in_the_order_of_the_boxes() -> None:
     model = lively_model(embedding_dim=16)
     _, features = model(torch.rand(2, 3, 64, 96) * 255)
     levels, boxes, images = boxes_of_all_levels()
-    together = model.embed(features, levels, boxes, images)
+    together = model.embed(features, picks(levels, boxes, images))
     assert together.shape == (7, 16)
     assert torch.allclose(together.norm(dim=1), torch.ones(7), atol=1e-5)
     for i in range(7):
-        alone = model.embed(features, levels[i : i + 1], boxes[i : i + 1], images[i : i + 1])
+        alone = model.embed(features, picks(levels[i : i + 1], boxes[i : i + 1], images[i : i + 1]))
         assert torch.allclose(together[i], alone[0], atol=1e-5)
     near = together[levels == 0]
     assert (near @ near.T).fill_diagonal_(0).max() < 0.999  # people differ
@@ -89,7 +95,7 @@ def test_the_head_sees_the_boxes_given_and_nothing_else() -> None:
     assert seen == []  # looking at the image embeds nobody
     levels, boxes, images = boxes_of_all_levels()
     few = levels != 1
-    model.embed(features, levels[few], boxes[few], images[few])
+    model.embed(features, picks(levels[few], boxes[few], images[few]))
     fine, *channels = [f.shape[1] for f in features]
     channels = [shallow + deep for shallow, deep in zip(channels[::2], channels[1::2], strict=True)]
     assert seen == [([(n, c, 8, 4) for n, c in zip((3, 0, 2), channels, strict=True)], (5, fine, 16, 8))]
@@ -101,16 +107,16 @@ def test_an_embedding_does_not_depend_on_pixels_far_away() -> None:
     model = lively_model(embedding_dim=16)
     _, features = model(torch.rand(1, 3, 128, 128) * 255)
     box, zero = torch.tensor([[8.0, 8, 40, 56]]), torch.tensor([0])
-    before = model.embed(features, zero, box, zero)
+    before = model.embed(features, picks(zero, box, zero))
     features[0][..., 20:, 20:] += 5
     for own_level in features[1:3]:
         own_level[..., 10:, 10:] += 5
     for other_level in features[3:]:
         other_level += 5
-    assert torch.equal(model.embed(features, zero, box, zero), before)
+    assert torch.equal(model.embed(features, picks(zero, box, zero)), before)
     for level, row, column in ((0, 12, 8), (1, 5, 4), (2, 5, 4)):  # near the corner of the box
         features[level][..., row : row + 2, column] += 5
-        after = model.embed(features, zero, box, zero)
+        after = model.embed(features, picks(zero, box, zero))
         assert not torch.allclose(after, before, atol=1e-3)
         before = after
 
@@ -120,7 +126,7 @@ def test_nobody_to_embed() -> None:
     model = lively_model(embedding_dim=16)
     _, features = model(torch.zeros(1, 3, 32, 32))
     none = torch.zeros(0, dtype=torch.int64)
-    assert model.embed(features, none, torch.zeros(0, 4), none).shape == (0, 16)
+    assert model.embed(features, picks(none, torch.zeros(0, 4), none)).shape == (0, 16)
 
 
 def test_a_single_person_can_be_embedded_in_training() -> None:
@@ -130,9 +136,9 @@ def test_a_single_person_can_be_embedded_in_training() -> None:
     zero, box = torch.tensor([0]), torch.tensor([[8.0, 8, 40, 56]])
     head = model.embedding_head
     before = head.norm.running_mean.clone()
-    wanted = model.embed(features, zero, box, zero)
+    wanted = model.embed(features, picks(zero, box, zero))
     head.training = head.norm.training = True  # the other norms have many cells each, and would differ
-    got = model.embed(features, zero, box, zero)
+    got = model.embed(features, picks(zero, box, zero))
     assert torch.allclose(got, wanted, atol=1e-5)
     assert torch.equal(head.norm.running_mean, before)
     got.sum().backward()
@@ -142,6 +148,29 @@ def test_a_single_person_can_be_embedded_in_training() -> None:
 def test_no_embedding_head_without_dimensions() -> None:
     model = JDE(ModelConfig(embedding_dim=0))
     assert not hasattr(model, "embedding_head")
+
+
+@pytest.mark.parametrize(
+    ("frame", "input_size", "canvas"),
+    [
+        ((480, 640), None, (640, 480, 1.0)),
+        ((1080, 1920), None, (640, 384, 1 / 3)),
+        ((1920, 1080), 320, (192, 320, 1 / 6)),
+        ((50, 4000), 640, (640, 32, 0.16)),
+    ],
+)
+def test_the_canvas_follows_the_frame(frame, input_size: int | None, canvas) -> None:
+    width, height, ratio = canvas
+    found = JDE(ModelConfig(embedding_dim=0)).canvas(*frame, input_size)
+    assert found == (width, height, pytest.approx(ratio), False)
+
+
+def test_scores_are_objectness_times_the_best_class() -> None:
+    flat = torch.randn(2, 7, 8, generator=torch.Generator().manual_seed(0))
+    scores, labels = JDE(ModelConfig(num_classes=3, embedding_dim=0)).scores(flat)
+    probability = flat[..., 4:].sigmoid()
+    assert torch.equal(labels, flat[..., 5:].argmax(-1))
+    assert torch.allclose(scores, probability[..., 0] * probability[..., 1:].amax(-1))
 
 
 def test_sampling_boxes_takes_the_middle_of_each_cell() -> None:

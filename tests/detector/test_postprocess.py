@@ -4,7 +4,8 @@ import pytest
 import torch
 from torchvision.ops import nms
 
-from detector.postprocess import MAX_CANDIDATES, cells_of, decode_boxes, flatten, postprocess
+from detector.postprocess import MAX_CANDIDATES, postprocess
+from detector.priors import Picks, decode_boxes
 from tests.detector.scenes import lively_model
 
 
@@ -26,22 +27,6 @@ def rows_of(raw: list[torch.Tensor], image: int) -> list[tuple[list[float], floa
                 score = 1 / (1 + math.exp(-objectness)) / (1 + math.exp(-classes[label]))
                 rows.append(([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], score, label, level))
     return rows
-
-
-def test_decoding_equals_a_loop() -> None:
-    raw = raw_maps(batch=2)
-    cells = cells_of(raw)
-    boxes = decode_boxes(flatten(raw)[..., :4], cells)
-    assert boxes.shape == (2, 8 * 12 + 4 * 6 + 2 * 3, 4)
-    for image in range(2):
-        wanted = rows_of(raw, image)
-        assert torch.allclose(boxes[image], torch.tensor([row[0] for row in wanted]), atol=1e-3)
-        assert cells.level.tolist() == [row[3] for row in wanted]
-
-
-def test_a_wild_code_stays_finite() -> None:
-    raw = [torch.full_like(m, 1000.0) for m in raw_maps()]
-    assert decode_boxes(flatten(raw)[..., :4], cells_of(raw)).isfinite().all()
 
 
 def survivors(rows, score_thresh: float, nms_thresh: float):
@@ -96,13 +81,14 @@ def test_the_best_are_kept_when_there_are_too_many() -> None:
 
 def test_suppression_looks_at_the_best_candidates_only() -> None:
     raw = raw_maps(1, 1, 256, 320)
-    flat = flatten(raw)[0]
+    model = lively_model(embedding_dim=0)
+    flat = model.flatten(raw)[0]
     scores = flat[:, 4].sigmoid() * flat[:, 5].sigmoid()
     assert len(scores) > MAX_CANDIDATES
     best = scores.topk(MAX_CANDIDATES).indices
-    boxes = decode_boxes(flat[:, :4], cells_of(raw))[best]
+    boxes = decode_boxes(flat[:, :4], model.priors(raw))[best]
     wanted = scores[best][nms(boxes, scores[best], 0.99)]
-    found = postprocess(lively_model(embedding_dim=0), raw, [], 0.0, 0.99, 10_000)[0]["scores"]
+    found = postprocess(model, raw, [], 0.0, 0.99, 10_000)[0]["scores"]
     assert torch.equal(found, wanted)
 
 
@@ -123,7 +109,8 @@ def test_embeddings_are_computed_for_survivors_alone() -> None:
     levels = [min(everyone, key=lambda row: abs(row[1] - float(score)))[3] for _, score in kept]
     for i, level in enumerate(levels):
         image = i // 8
-        alone = model.embed(features, torch.tensor([level]), kept[i][0][None], torch.tensor([image]))
+        pick = Picks(torch.tensor([image]), torch.tensor([level]), torch.zeros(1, 2).long(), kept[i][0][None])
+        alone = model.embed(features, pick)
         assert torch.allclose(found[image]["embeddings"][i % 8], alone[0], atol=1e-5)
 
 
