@@ -20,9 +20,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from detector import Detector, DetectorConfig, load_detector, load_model
+from detector import JDE, Detector, DetectorConfig, load_detector, load_model
 from detector.data import read_image
-from detector.inference import PAD_VALUE
 from reid.datasets import read_market
 from reid.encoders import encode_crops, load_osnet
 from reid.ranking import evaluate_ranking
@@ -53,7 +52,7 @@ def describe_crops(
     for crop in tqdm(crops, desc="crops", mininterval=2):
         height, width = crop.shape[:2]
         side = max(canvas, height, width)
-        image = np.full((side, side, 3), PAD_VALUE, np.uint8)
+        image = np.full((side, side, 3), JDE.pad_value, np.uint8)
         y, x = (side - height) // 2, (side - width) // 2
         image[y : y + height, x : x + width] = crop
         box = np.array([[x, y, x + width, y + height]], np.float32)

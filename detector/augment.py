@@ -9,9 +9,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.inference import PAD_VALUE
 from detector.losses import IGNORE_LABEL
+from detector.model import JDE
 
+PAD_VALUE = JDE.pad_value
+"""Grey around a picture, unless the network pads with another."""
 MIN_VISIBLE = 0.3
 """A person less visible than this after cropping is a region to be ignored."""
 MIN_SIDE = 4.0
@@ -78,7 +80,11 @@ class Labelled:
 
 
 def affine(
-    sample: Labelled, size: tuple[int, int], rng: np.random.Generator, ranges: Augmentation = DEFAULT
+    sample: Labelled,
+    size: tuple[int, int],
+    rng: np.random.Generator,
+    ranges: Augmentation = DEFAULT,
+    pad_value: int = PAD_VALUE,
 ) -> Labelled:
     """Turned, sheared, scaled and shifted on a grey canvas of (width, height)."""
     height, width = sample.image.shape[:2]
@@ -90,15 +96,17 @@ def affine(
     centre = np.array(size) * (0.5 + rng.uniform(-ranges.shift, ranges.shift, 2))
     offset = centre - linear @ [width / 2, height / 2]
     matrix = np.concatenate((linear, offset[:, None]), axis=1)
-    return _warp(sample, matrix, (0, 0, *size), canvas(None, size))
+    return _warp(sample, matrix, (0, 0, *size), canvas(None, size, pad_value), pad_value)
 
 
-def mosaic(samples: Sequence[Labelled], size: tuple[int, int], rng: np.random.Generator) -> Labelled:
+def mosaic(
+    samples: Sequence[Labelled], size: tuple[int, int], rng: np.random.Generator, pad_value: int = PAD_VALUE
+) -> Labelled:
     """Four images around a random centre, each scaled on its own (Bochkovskiy et al., "YOLOv4", arXiv:2004.10934)."""
     right, bottom = size
     cx, cy = (int(v) for v in rng.uniform(0.3, 0.7, 2) * size)
     windows = ((0, 0, cx, cy), (cx, 0, right, cy), (0, cy, cx, bottom), (cx, cy, right, bottom))
-    pixels = canvas(None, size)
+    pixels = canvas(None, size, pad_value)
     parts = []
     for sample, window in zip(samples, windows, strict=True):
         x1, y1, x2, y2 = window
@@ -108,7 +116,7 @@ def mosaic(samples: Sequence[Labelled], size: tuple[int, int], rng: np.random.Ge
         spare = np.array([x2 - x1 - scale * width, y2 - y1 - scale * height])
         offset = np.array([x1, y1]) + spare * rng.uniform(0, 1, 2)
         matrix = np.array([[scale, 0, offset[0]], [0, scale, offset[1]]])
-        parts.append(_warp(sample, matrix, window, pixels))
+        parts.append(_warp(sample, matrix, window, pixels, pad_value))
         pixels = parts[-1].image
     return Labelled(
         pixels,
@@ -118,10 +126,10 @@ def mosaic(samples: Sequence[Labelled], size: tuple[int, int], rng: np.random.Ge
     )
 
 
-def canvas(ground: Labelled | None, size: tuple[int, int]) -> NDArray[np.uint8]:
+def canvas(ground: Labelled | None, size: tuple[int, int], pad_value: int = PAD_VALUE) -> NDArray[np.uint8]:
     """A (width, height) of grey, or of an image blurred until nobody in it can be made out."""
     if ground is None:
-        return np.full((size[1], size[0], 3), PAD_VALUE, np.uint8)
+        return np.full((size[1], size[0], 3), pad_value, np.uint8)
     blurred = cv2.resize(cv2.resize(ground.image, (6, 6), interpolation=cv2.INTER_AREA), size)
     return np.asarray(blurred, np.uint8)
 
@@ -178,7 +186,11 @@ def _jitter(image: NDArray[np.uint8], rng: np.random.Generator, ranges: Augmenta
 
 
 def _warp(
-    sample: Labelled, matrix: NDArray[np.float64], window: tuple[int, int, int, int], pixels: NDArray[np.uint8]
+    sample: Labelled,
+    matrix: NDArray[np.float64],
+    window: tuple[int, int, int, int],
+    pixels: NDArray[np.uint8],
+    pad_value: int,
 ) -> Labelled:
     """Draw an image through a 2x3 affine matrix into a window of a canvas; boxes are cut at the window."""
     x1, y1, x2, y2 = window
@@ -194,7 +206,7 @@ def _warp(
         local[:, :2] *= (width / image.shape[1], height / image.shape[0])
     # The matrix speaks of pixel edges, as boxes do; OpenCV's of pixel centres.
     local[:, 2] += local[:, :2].sum(axis=1) / 2 - 0.5
-    part = cv2.warpAffine(image, local, (x2 - x1, y2 - y1), borderValue=(PAD_VALUE,) * 3)
+    part = cv2.warpAffine(image, local, (x2 - x1, y2 - y1), borderValue=(pad_value,) * 3)
     pixels = pixels.copy()
     pixels[y1:y2, x1:x2] = part
 

@@ -67,7 +67,7 @@ class Report:
         rows = [
             (self.images, "images"),
             (self.empty, "  without people"),
-            (len(self.missing_labels), "  without a label file" + _example(self.missing_labels)),
+            (len(self.missing_labels), "  without a label file"),
             (self.repeated, "  listed more than once"),
             (len(self.missing_images), "images missing, left out" + _example(self.missing_images)),
             (self.people, "people"),
@@ -83,7 +83,8 @@ class Report:
         if rest := dropped[SHOWN:]:
             rows += [(sum(count for count, _ in rest), f"left out for {len(rest)} more reasons")]
         lines = [f"{count:>9,}  {what}" for count, what in [*rows, (len(self.faults), "faults")]]
-        return "\n".join([self.name, *lines, *(f"           {fault}" for fault in self.faults)])
+        named = [*(f"{path}: no label file" for path in self.missing_labels), *self.faults]
+        return "\n".join([self.name, *lines, *(f"           {line}" for line in named)])
 
 
 def _example(paths: Sequence[Path]) -> str:

@@ -15,7 +15,7 @@ import torch
 from onnx import numpy_helper
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from detector.csp import BN_EPS
 from detector.darknet import DarknetConfig, DarknetJDE
@@ -40,12 +40,12 @@ def save_model(
         path: target; written beside it first, then renamed, so that a file is whole or absent.
         model: the network.
         notes: anything JSON can say, kept under "notes".
-        half: store float tensors as float16.
+        half: store float tensors as float16, where their numbers fit.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
-        name: (value.half() if half and value.is_floating_point() else value).detach().cpu().contiguous()
+        name: (_halved(value) if half else value).detach().cpu().contiguous()
         for name, value in model.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
@@ -138,6 +138,11 @@ def load_yolox_onnx(path: str | Path, model: JDE) -> int:
             norm.weight.data.fill_(math.sqrt(1 + BN_EPS))
             norm.bias.data.copy_(bias)
     return 2 * len(sources)
+
+
+def _halved(value: Tensor) -> Tensor:
+    half = value.half() if value.is_floating_point() else value
+    return half if half.isfinite().all() else value
 
 
 def _tuples(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detector.augment import DEFAULT, Augmentation, Labelled, affine, canvas, finish, mosaic, paste_crops
+from detector.augment import DEFAULT, PAD_VALUE, Augmentation, Labelled, affine, canvas, finish, mosaic, paste_crops
 from detector.layouts import open_source
 from detector.source import CROPS_PER_CANVAS, Source, number_identities, read_image
 
@@ -44,26 +44,35 @@ class TrainingSet(torch.utils.data.Dataset[tuple[Tensor, dict[str, Tensor]]]):
         sources: where images come from.
         seed: of everything drawn.
         augmentation: how samples are varied.
+        pad_value: grey around pictures, the network's.
     """
 
-    def __init__(self, sources: Sequence[Source], seed: int, augmentation: Augmentation = DEFAULT) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        seed: int,
+        augmentation: Augmentation = DEFAULT,
+        pad_value: int = PAD_VALUE,
+    ) -> None:
         self.sources = list(sources)
         self.seed = seed
         self.augmentation = augmentation
-        self.full = [i for i, source in enumerate(self.sources) if not source.crops]
-        self._plan: tuple[int, NDArray[np.int64]] = (-1, np.zeros((0, 2), np.int64))
+        self.pad_value = pad_value
+        self._planned = -1
 
     def plan(self, epoch: int) -> NDArray[np.int64]:
         """The (source, row) pairs of an epoch in the order shown."""
-        if self._plan[0] != epoch:
+        if self._planned != epoch:
             rng = np.random.default_rng([self.seed, epoch])
             pairs = []
             for i, source in enumerate(self.sources):
                 count = max(round(source.weight * source.length), 1)
                 rows = np.concatenate([rng.permutation(source.length) for _ in range(-(-count // source.length))])
                 pairs.append(np.stack((np.full(count, i), rows[:count]), axis=1))
-            self._plan = (epoch, rng.permutation(np.concatenate(pairs)))
-        return self._plan[1]
+            self._planned, self._plan = epoch, rng.permutation(np.concatenate(pairs))
+            crops = np.array([source.crops for source in self.sources])
+            self._whole = np.flatnonzero(~crops[self._plan[:, 0]])
+        return self._plan
 
     def path(self, epoch: int, position: int) -> Path:
         """The image a sample is made from: of a mosaic the first; of pasted crops, the folder they are from."""
@@ -87,22 +96,25 @@ class TrainingSet(torch.utils.data.Dataset[tuple[Tensor, dict[str, Tensor]]]):
         rng = np.random.default_rng([self.seed, draw.epoch, draw.position, 1])
         source = self.sources[index]
         if source.crops:
-            ground = self._read(rng.choice(self.full), None, rng) if self.full and rng.random() < 0.5 else None
+            ground = self._another(rng) if rng.random() < 0.5 else None
             count = min(int(rng.integers(3, CROPS_PER_CANVAS + 1)), len(source.images))
             chosen = rng.choice(len(source.images), count, replace=False)
-            crops = [self._read(index, i, rng) for i in chosen]
-            sample = paste_crops(canvas(ground, draw.size), crops, rng, self.augmentation)
+            crops = [self._read(index, i) for i in chosen]
+            sample = paste_crops(canvas(ground, draw.size, self.pad_value), crops, rng, self.augmentation)
         elif rng.random() < self.augmentation.mosaic:
-            others = [self._read(rng.choice(self.full), None, rng) for _ in range(3)]
-            sample = mosaic([self._read(index, row, rng), *others], draw.size, rng)
+            others = [found for _ in range(3) if (found := self._another(rng))]
+            sample = mosaic([self._read(index, row), *others], draw.size, rng, self.pad_value)
         else:
-            sample = affine(self._read(index, row, rng), draw.size, rng, self.augmentation)
+            sample = affine(self._read(index, row), draw.size, rng, self.augmentation, self.pad_value)
         image, target = to_tensors(finish(sample, rng, self.augmentation, flip=not source.crops))
         return image, target | {"draw": torch.tensor([draw.epoch, draw.position])}
 
-    def _read(self, index: int, row: int | None, rng: np.random.Generator) -> Labelled:
+    def _another(self, rng: np.random.Generator) -> Labelled | None:
+        """Some image of the epoch, as often as its source is to be shown; None where there are crops alone."""
+        return self._read(*self._plan[rng.choice(self._whole)]) if len(self._whole) else None
+
+    def _read(self, index: int, row: int) -> Labelled:
         source = self.sources[index]
-        row = int(rng.integers(len(source.images))) if row is None else int(row)
         image, rows = read_image(source.images[row]), source.labels[row]
         height, width = image.shape[:2]
         centre, half = rows[:, 2:4], rows[:, 4:6] / 2

@@ -19,7 +19,6 @@ from detector.model import JDE
 from detector.postprocess import postprocess
 from detector.priors import STRIDES, Canvas, Picks, rows_at
 
-PAD_VALUE = JDE.pad_value
 MAX_INPUT_SIZE = 8192
 
 

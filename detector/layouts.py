@@ -176,7 +176,7 @@ def _parse_row(words: list[str], columns: int) -> list[float]:
 
 
 def read_crops(source: Source, path: Path, labels: str) -> None:
-    """Crops of one person each; junk (a negative person number) is left out."""
+    """Crops of one person each; junk (a negative person number) and distractors (number 0) are left out."""
     if labels:
         raise ValueError(f"data: expected crops:PATH without labels, got {source.name!r}")
     if not path.is_dir():
@@ -188,8 +188,8 @@ def read_crops(source: Source, path: Path, labels: str) -> None:
         except ValueError:
             source.faults.append(f"{image}: expected a name that starts with a person number, like 0002_c1s1.jpg")
             continue
-        if pid < 0:
-            source.drop("junk crops")
+        if pid <= 0:
+            source.drop("distractors" if pid == 0 else "junk crops")
         else:
             source.add(image, [[PERSON_CLASS, pid, 0.5, 0.5, 1, 1]])
 

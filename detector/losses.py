@@ -35,7 +35,11 @@ numbers that say which sample it is (may be absent)."""
 
 
 class UncertaintyWeighting(nn.Module):
-    """L = ½ Σ exp(−s_t)·L_t + s_t with one s a task, learned unless `fixed` (Kendall et al.)."""
+    """L = ½ Σ exp(−s_t)·L_t + s_t with one s a task, learned unless `fixed` (Kendall et al.).
+
+    A loss of exactly zero had nothing to learn from (nobody is large enough for the coarsest level, say): its task is
+    left out of the sum, or s would fall with every such batch, without end.
+    """
 
     def __init__(self, start: Mapping[str, float], *, fixed: bool = False) -> None:
         super().__init__()
@@ -45,8 +49,11 @@ class UncertaintyWeighting(nn.Module):
 
     def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Weighted sum of the scalars in `losses`; every one must be a known task."""
-        terms = [torch.exp(-self.s[task]) * loss + self.s[task] for task, loss in losses.items()]
-        return 0.5 * torch.stack(terms).sum()
+        terms = torch.stack([torch.exp(-self.s[task]) * loss + self.s[task] for task, loss in losses.items()])
+        used = torch.stack(list(losses.values())).detach().ne(0).to(terms)
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(used, distributed.ReduceOp.MAX)  # some process had something to learn from
+        return 0.5 * (terms * used).sum()
 
 
 class Appearance(nn.Module):
@@ -102,11 +109,22 @@ class JDECriterion(nn.Module):
         embedding_dim: D of the model.
         teacher_dim: T of the teacher's embeddings; 0 leaves distillation out.
         samples_per_box: cells of a person that are embedded in a step, drawn from those assigned to it.
+        joint_confidence: learn the score itself, objectness times class, towards the IoU. A car whose class says "no
+            person" then costs nothing: weights learned from many classes keep what they know of the others.
     """
 
-    def __init__(self, num_ids: int, embedding_dim: int, teacher_dim: int = 0, samples_per_box: int = 2) -> None:
+    def __init__(
+        self,
+        num_ids: int,
+        embedding_dim: int,
+        teacher_dim: int = 0,
+        samples_per_box: int = 2,
+        *,
+        joint_confidence: bool = False,
+    ) -> None:
         super().__init__()
         self.samples_per_box = samples_per_box
+        self.joint_confidence = joint_confidence
         self.appearance = Appearance(num_ids, embedding_dim, teacher_dim)
         self.start = dict.fromkeys(("box", "conf", *self.appearance.tasks), 0.0)
         """Tasks, and the first values of their uncertainties."""
@@ -127,15 +145,17 @@ class JDECriterion(nn.Module):
 
             wanted = torch.cat([t["boxes"][m[m >= 0]] for t, m in zip(targets, matched, strict=True)])
             box_loss = (1 - _aligned_iou(boxes[foreground], wanted).square()).sum() / count
-            objectness = functional.binary_cross_entropy_with_logits(
-                flat[..., 4], foreground.to(flat), weight=counted.to(flat), reduction="sum"
-            )
             labels = torch.cat([t["labels"][m[m >= 0]] for t, m in zip(targets, matched, strict=True)])
             class_target = functional.one_hot(labels, flat.shape[2] - 5).to(flat) * iou[foreground][:, None]
-            classes = functional.binary_cross_entropy_with_logits(
-                flat[foreground][:, 5:], class_target, reduction="sum"
-            )
-            losses = {"box": box_loss + 0 * flat[..., :4].sum(), "conf": (objectness + classes) / count}
+            if self.joint_confidence:
+                target = torch.zeros_like(flat[..., 5:])
+                target[foreground] = class_target
+                confidence = (joint_cross_entropy(flat[..., 4:5], flat[..., 5:], target) * counted[..., None]).sum()
+            else:
+                confidence = functional.binary_cross_entropy_with_logits(
+                    flat[..., 4], foreground.to(flat), weight=counted.to(flat), reduction="sum"
+                ) + functional.binary_cross_entropy_with_logits(flat[foreground][:, 5:], class_target, reduction="sum")
+            losses = {"box": box_loss + 0 * flat[..., :4].sum(), "conf": confidence / count}
             if self.appearance.tasks:
                 image, cell = foreground.nonzero(as_tuple=True)
                 person = _first_rows(targets, image) + matched[image, cell]
@@ -167,6 +187,23 @@ class JDECriterion(nn.Module):
             inside = _share_inside(boxes.detach(), ignored).amax(1) > 0.5
             counted = ~inside | (matched >= 0)
         return matched, iou, counted
+
+
+def joint_cross_entropy(objectness: Tensor, classes: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy of the product of two probabilities, a = σ(objectness) and b = σ(classes).
+
+    Args:
+        objectness: (..., 1) logits.
+        classes: (..., C) logits.
+        target: (..., C) what the product should be, in [0, 1].
+
+    Returns:
+        (..., C), each 0 or more.
+    """
+    log_a, log_not_a = functional.logsigmoid(objectness), functional.logsigmoid(-objectness)
+    log_b, log_not_b = functional.logsigmoid(classes), functional.logsigmoid(-classes)
+    # 1 - ab = (1 - a) + a (1 - b): no difference of nearly equal numbers.
+    return -target * (log_a + log_b) - (1 - target) * torch.logaddexp(log_not_a, log_a + log_not_b)
 
 
 class AnchorCriterion(nn.Module):
@@ -235,7 +272,9 @@ class AnchorCriterion(nn.Module):
         ignored = target["boxes"][target["labels"] == IGNORE_LABEL]
         if len(ignored):
             inside = _share_inside(priors.xyxy, ignored).amax(1) > 0.5
-            matched = torch.where((matched == BACKGROUND) & inside, IGNORED, matched)
+            # A region smaller than the priors is no background either to those a person of its size would have.
+            near = anchor_match(priors, shape, ignored, parity=False)[0] != BACKGROUND
+            matched = torch.where((matched == BACKGROUND) & (inside | near), IGNORED, matched)
         return matched, iou
 
     def _one_per_cell(self, cell: Tensor, iou: Tensor, ids: Tensor) -> Tensor:

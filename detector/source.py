@@ -89,6 +89,8 @@ def number_identities(sources: Sequence[Source]) -> int:
     """Renumber the identities of all sources to 0, 1, 2, …, none shared between sources; returns their number."""
     count = 0
     for source in sources:
+        for rows in source.labels:
+            rows[rows[:, 0] != PERSON_CLASS, 1] = NO_IDENTITY  # a region to be ignored is nobody
         known = np.unique(np.concatenate([rows[:, 1] for rows in source.labels]))
         known = known[known >= 0]
         for rows in source.labels:

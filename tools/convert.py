@@ -24,6 +24,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,9 +105,9 @@ def convert(source_text: str, target: str, link: bool, force: bool, frame_rate: 
     if any(image.resolve().is_relative_to(out.resolve()) for image in source.images):
         raise ValueError(f"{out}: holds images of {source_text!r}; give another --to")
 
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.", dir=out.parent))
+    partial.chmod(0o755)
     try:
         items = list(name_items(source))
         lost = WRITERS[layout](items, partial, link_image if link else copy_image, frame_rate)

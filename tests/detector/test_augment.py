@@ -32,7 +32,7 @@ def test_boxes_follow_pixels_when_scaled_and_shifted(scale: float) -> None:
     offset = np.array([3.0, 5.0])
     matrix = np.array([[scale, 0, offset[0]], [0, scale, offset[1]]])
     size = int(side * scale) + 10
-    found = _warp(labelled(drawn(side, side, box), [box]), matrix, (0, 0, size, size), canvas(None, (size, size)))
+    found = _warp(labelled(drawn(side, side, box), [box]), matrix, (0, 0, size, size), canvas(None, (size, size)), 114)
     assert found.boxes[0] == pytest.approx(np.array(box) * scale + np.tile(offset, 2), abs=1e-3)
     assert np.abs(extent(found.image[..., 0] > 127) - found.boxes[0]).max() <= 0.75 + (scale < 0.5)
     y, x = np.nonzero(found.image[..., 0] > 127)
@@ -166,7 +166,7 @@ def test_each_image_of_a_mosaic_stays_in_its_window(seed: int) -> None:
 def test_the_barely_visible_are_regions_to_be_ignored(shift: int, label: int) -> None:
     box = (10, 20, 50, 80)
     matrix = np.array([[1.0, 0, shift - (shift == -35) * 5], [0, 1, 0]])
-    found = _warp(labelled(drawn(100, 100, box), [box], [7]), matrix, (0, 0, 100, 100), canvas(None, (100, 100)))
+    found = _warp(labelled(drawn(100, 100, box), [box], [7]), matrix, (0, 0, 100, 100), canvas(None, (100, 100)), 114)
     assert found.tags.tolist() == [[label, 7]]
     assert found.boxes[0, 0] == max(10 + matrix[0, 2], 0)
 
@@ -174,14 +174,14 @@ def test_the_barely_visible_are_regions_to_be_ignored(shift: int, label: int) ->
 def test_the_tiny_are_regions_to_be_ignored() -> None:
     boxes = [(0, 0, 80, 80), (0, 0, 15.9, 90)]  # 20 and 3.975 pixels wide after
     quarter = np.array([[0.25, 0, 0], [0, 0.25, 0]])
-    found = _warp(labelled(noise(100, 100), boxes), quarter, (0, 0, 25, 25), canvas(None, (25, 25)))
+    found = _warp(labelled(noise(100, 100), boxes), quarter, (0, 0, 25, 25), canvas(None, (25, 25)), 114)
     assert found.tags[:, 0].tolist() == [0, IGNORE_LABEL]
 
 
 def test_people_cut_off_whole_are_gone_with_their_rows() -> None:
     boxes = [(0, 0, 20, 40), (60, 60, 80, 100), (0, 10, 30, 40)]
     matrix = np.array([[1.0, 0, -50], [0, 1, 0]])
-    found = _warp(labelled(noise(100, 100), boxes, [3, 4, 5]), matrix, (0, 0, 100, 100), canvas(None, (100, 100)))
+    found = _warp(labelled(noise(100, 100), boxes, [3, 4, 5]), matrix, (0, 0, 100, 100), canvas(None, (100, 100)), 114)
     assert found.tags.tolist() == [[0, 4]]
     assert found.teacher.tolist() == [[4, 4, 4]]
     assert found.boxes.tolist() == [[10, 60, 30, 100]]
@@ -254,3 +254,13 @@ def test_a_canvas_shows_nobody() -> None:
     blurred = canvas(ground, (96, 64))
     assert blurred.shape == (64, 96, 3)
     assert np.abs(np.diff(blurred.astype(int), axis=0)).max() < 40
+
+
+def test_the_grey_is_the_networks() -> None:
+    """Darknet-53 was trained on 127.5, the compact family on 114."""
+    rng = np.random.default_rng(0)
+    sample = labelled(np.full((40, 40, 3), 255, np.uint8), [[5, 5, 20, 30]])
+    small = Augmentation(scale=(0.5, 0.5), shift=0, rotation=0, shear=0)
+    assert (affine(sample, (64, 64), rng, small, 128).image[0, 0] == 128).all()
+    assert (affine(sample, (64, 64), rng, small).image[0, 0] == 114).all()
+    assert (canvas(None, (8, 8), 128) == 128).all()

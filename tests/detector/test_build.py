@@ -92,7 +92,13 @@ def test_fixed_weights_are_one_half() -> None:
         assert not any(s.requires_grad for s in step.weighting.s.values())
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_weights_are_not_read_for_a_run_that_goes_on(tmp_path: Path) -> None:
+    config = TrainConfig(init=str(tmp_path / "gone.onnx"))
+    step, taken = build_step(config, COMPACT, DARKNET, 5, 0, take_over=False)
+    assert taken == ""
+    assert isinstance(step.model, JDE)
+
+
 def test_shared_statistics_need_gpus() -> None:
     with pytest.raises(ValueError, match="sync_norm: works on GPUs alone"):
         build(sync_norm=True)

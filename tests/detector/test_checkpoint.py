@@ -233,3 +233,10 @@ def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "evil.safetensors").write_bytes(b"cos\nsystem\n(S'touch evil'\ntR.")
     with pytest.raises(ValueError, match="not a readable safetensors file"):
         load_model(tmp_path / "evil.safetensors")
+
+
+def test_numbers_too_large_for_half_precision_are_kept(tmp_path: Path) -> None:
+    model = JDE(ModelConfig(embedding_dim=0))
+    model.backbone.stem.conv.norm.running_var.fill_(7e4)
+    save_model(tmp_path / "m.safetensors", model)
+    assert (load_model(tmp_path / "m.safetensors").backbone.stem.conv.norm.running_var == 7e4).all()

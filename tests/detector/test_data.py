@@ -17,13 +17,13 @@ def test_identities_are_numbered_without_gaps_and_never_shared(tmp_path: Path) -
     a = open_source(f"jde:{write_people(tmp_path / 'a', first_id=5)}")
     plain = open_source(f"yolo:{write(tmp_path / 'y', 'yolo', '0 0.5 0.5 0.2 0.4')}")
     b = open_source(f"crops:{write_crops(tmp_path / 'crops')}")
-    assert number_identities([a, plain, b]) == 5
+    assert number_identities([a, plain, b]) == 4
     assert {int(v) for rows in a.labels for v in rows[:, 1]} == {0, 1}
     assert a.labels[0][:, 1].tolist() == [0, 1]
     assert plain.labels[0][:, 1].tolist() == [NO_IDENTITY]
-    assert [int(rows[0, 1]) for rows in b.labels] == [2, 3, 3, 4]
-    assert number_identities([a, plain, b]) == 5  # once more changes nothing
-    assert [int(rows[0, 1]) for rows in b.labels] == [2, 3, 3, 4]
+    assert [int(rows[0, 1]) for rows in b.labels] == [2, 2, 3]
+    assert number_identities([a, plain, b]) == 4  # once more changes nothing
+    assert [int(rows[0, 1]) for rows in b.labels] == [2, 2, 3]
 
 
 def test_unreadable_images(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_samples_are_what_network_and_criterion_take(make) -> None:
         assert (target["boxes"][:, 2:] > target["boxes"][:, :2]).all()
         assert (target["teacher"] == target["ids"][:, None]).all()  # rows stay with their person
         kinds |= {int(i) for i in target["ids"]}
-    assert kinds == {NO_IDENTITY, 0, 1, 2, 3, 4}
+    assert kinds == {NO_IDENTITY, 0, 1, 2, 3}
     images, targets = collate([data[Draw(0, i, (64, 32))] for i in range(3)])
     assert images.shape == (3, 3, 32, 64)
     assert len(targets) == 3
@@ -130,7 +130,7 @@ def test_a_light_source_still_shows_something(tmp_path: Path) -> None:
 def test_crops_alone_can_be_trained_on(tmp_path: Path) -> None:
     source = open_source(f"crops:{write_crops(tmp_path / 'crops')}")
     _, target = TrainingSet([source], 0)[Draw(0, 0, (96, 96))]
-    assert len(target["boxes"]) == 4
+    assert len(target["boxes"]) == 3
 
 
 def test_an_unreadable_image_is_named(make, tmp_path: Path) -> None:
@@ -200,3 +200,28 @@ def test_a_batch_larger_than_the_data_wraps_around(tmp_path: Path) -> None:
     assert plan.steps_per_epoch == 1
     data = TrainingSet([open_source(f"jde:{write_people(tmp_path / 'a', 2)}")], 0)
     assert len([data[draw] for draw in next(iter(plan))]) == 5
+
+
+def test_mosaics_show_a_source_as_often_as_its_weight_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    often = open_source(f"jde:{write_people(tmp_path / 'a', 10)}@1")
+    rarely = open_source(f"jde:{write_people(tmp_path / 'b', 10)}@0.1")
+    data = TrainingSet([often, rarely], 0, Augmentation(mosaic=1))
+    seen: list[Path] = []
+
+    def remember(path: Path) -> np.ndarray:
+        seen.append(path)
+        return read_image(path)
+
+    monkeypatch.setattr("detector.data.read_image", remember)
+    for epoch in range(12):
+        for position in range(len(data.plan(epoch))):
+            data[Draw(epoch, position, (64, 64))]
+    share = sum(path.is_relative_to(tmp_path / "b") for path in seen) / len(seen)
+    assert share == pytest.approx(1 / 11, abs=0.04)  # drawn evenly over sources it would be near 0.4
+
+
+def test_a_region_to_be_ignored_is_no_identity(tmp_path: Path) -> None:
+    images = write(tmp_path / "a", "jde", "0 7 0.5 0.5 0.2 0.4\n-1 9 0.5 0.5 0.2 0.4\n")
+    source = open_source(f"jde:{images}")
+    assert number_identities([source]) == 1
+    assert source.labels[0][:, 1].tolist() == [0, NO_IDENTITY]

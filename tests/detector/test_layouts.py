@@ -124,9 +124,9 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
 
 def test_crops_are_one_person_each_and_junk_is_left_out(tmp_path: Path) -> None:
     source = open_source(f"crops:{write_crops(tmp_path / 'crops')}")
-    assert [p.name[:4] for p in source.images] == ["0000", "0002", "0002", "0005"]
-    assert source.dropped == {"junk crops": 1}
-    assert [rows.tolist() for rows in source.labels] == [[[0, p, 0.5, 0.5, 1, 1]] for p in (0, 2, 2, 5)]
+    assert [p.name[:4] for p in source.images] == ["0002", "0002", "0005"]
+    assert source.dropped == {"junk crops": 1, "distractors": 1}
+    assert [rows.tolist() for rows in source.labels] == [[[0, p, 0.5, 0.5, 1, 1]] for p in (2, 2, 5)]
     assert source.crops
     assert source.length == 1  # ten to a canvas
 

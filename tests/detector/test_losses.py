@@ -420,3 +420,13 @@ def test_three_images_can_be_learned_by_heart() -> None:
     for task, share in (("box", 0.75), ("conf", 0.1), ("id", 0.85)):
         late = sum(h[task] for h in history[-5:]) / 5
         assert late < share * history[0][task], (task, history[0], history[-1])
+
+
+def test_a_task_with_nothing_to_learn_keeps_its_weight() -> None:
+    """Its s would fall by half the rate with every step, and the first person found would weigh thousands."""
+    weighting = UncertaintyWeighting({"box": -4.85, "id": -2.3})
+    total = weighting({"box": torch.tensor(0.0, requires_grad=True), "id": torch.tensor(2.0)})
+    total.backward()
+    assert total.item() == pytest.approx(0.5 * (math.exp(2.3) * 2 - 2.3), rel=1e-5)
+    assert weighting.s["box"].grad.item() == 0
+    assert weighting.s["id"].grad.item() != 0

@@ -1,5 +1,6 @@
 """The log of a run, its TensorBoard files, and the picture of a batch."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -75,13 +76,13 @@ def test_the_picture_of_a_batch(family: str) -> None:
     targets = [target([])] * (PICTURES + 1)
     targets[1] = target([[10, 12, 40, 52]], ids=[7])
     targets[2] = target([[10, 12, 40, 52]], labels=[IGNORE_LABEL])
-    with torch.no_grad():
-        raw = model(images)[0]
-    silent = [torch.full_like(level, -20) for level in raw]  # background everywhere
-    if family == "darknet53":
-        for level in silent:
-            level.unflatten(1, (-1, 6))[:, :, 4] = 20
-    picture = draw_batch(model, images, targets, silent)
+    silent = copy.deepcopy(model)
+    for name, parameter in silent.named_parameters():  # background everywhere
+        if name.endswith("objectness.bias"):
+            parameter.data.fill_(-100)
+        if name.endswith("detect.bias"):
+            parameter.data.view(-1, 6)[:, 4] = 1e4
+    picture = draw_batch(silent, images, targets)
     assert picture.shape == (64, PICTURES * 96, 3)
     assert picture.dtype == np.uint8
     panels = np.split(picture, PICTURES, axis=1)
@@ -91,20 +92,37 @@ def test_the_picture_of_a_batch(family: str) -> None:
         for x, y in ((10, 30), (40, 30), (25, 52)):
             assert panel[y, x].tolist() == pytest.approx(colour, abs=30)  # edges are smoothed
         assert panel[30, 60].tolist() == [20, 20, 20]
-    assert (panels[1][13:25, 12:24] != 20).any()  # its identity
-    assert (panels[2][13:25, 12:24] == 20).all()
-    loud = draw_batch(model, images, targets, raw)
+    assert (panels[1][15:25, 14:24] != 20).any()  # its identity
+    assert (panels[2][15:25, 14:24] == 20).all()
+    loud = draw_batch(model, images, targets)
     if family == "compact":
         assert (abs(loud.astype(int) - PREDICTED) < 30).all(axis=2).any()
-    assert draw_batch(model, images[:2], targets[:2], [level[:2] for level in silent]).shape == (64, 2 * 96, 3)
+    assert draw_batch(silent, images[:2], targets[:2]).shape == (64, 2 * 96, 3)
 
 
 def test_boxes_far_outside_are_drawn_as_far_as_they_show() -> None:
     model = lively_model(embedding_dim=0)
+    for head in model.heads:
+        head.box_code.bias.data.fill_(20)  # e^8 cells wide
     images = torch.zeros(1, 3, 64, 64)
-    raw = [torch.full((1, 6, 64 // s, 64 // s), -20.0) for s in (8, 16, 32)]
-    raw[0][0, 2:, 3, 3] = 20  # e^8 cells wide
-    assert draw_batch(model, images, [target([[-1e6, 5, 1e6, 20]])], raw).shape == (64, 64, 3)
+    assert draw_batch(model, images, [target([[-1e6, 5, 1e6, 20]])]).shape == (64, 64, 3)
+
+
+def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
+    """An fp16 step whose gradients overflow is left out and logged; the log stays JSON."""
+    with Monitor(tmp_path, 0) as monitor:
+        monitor.step({"step": 1, "grad_norm": float("inf"), "total": float("nan"), "box": 1.0})
+    assert rows(tmp_path) == [{"step": 1, "grad_norm": None, "total": None, "box": 1}]
+
+
+def test_a_fresh_run_leaves_no_validation_of_an_earlier_one(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("validation.jsonl", "best.safetensors")]
+    for start, left in ((3, True), (0, False)):
+        for file in files:
+            file.write_text("earlier")
+        with Monitor(tmp_path, start):
+            pass
+        assert [file.exists() for file in files] == [left, left]
 
 
 def test_a_summary() -> None:

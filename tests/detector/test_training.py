@@ -23,12 +23,14 @@ from detector.postprocess import postprocess
 from detector.priors import Picks, decode_boxes
 from detector.source import number_identities
 from detector.training import (
+    NotFiniteError,
     TrainConfig,
     TrainingStep,
-    chunks,
+    check_finite,
     freeze_norms,
     is_embedding,
     make_optimizer,
+    optimise,
     parameter_groups,
     rate_share,
     update_average,
@@ -72,22 +74,16 @@ def small_step(config: TrainConfig, num_ids: int = 2, dim: int = 16, width: floa
 def train(step: TrainingStep, config: TrainConfig, batch: Batch) -> list[dict[str, float]]:
     """The tool's loop on one batch, again and again; the log."""
     optimizer = make_optimizer(step, config)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
     log = []
-    for i in range(config.steps):
+    for i in range(config.count_steps(1)):
         for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * rate_share(i, config.steps, config)
+            group["lr"] = group["peak"] * rate_share(i, config.count_steps(1), config)
         step.train()
         freeze_norms(step.model, config)
-        optimizer.zero_grad()
-        row = {}
-        for part in chunks(*batch, config.accumulate):
-            total, losses, _ = step(*part)
-            (total / config.accumulate).backward()
-            for name, loss in {"total": total, **losses}.items():
-                row[name] = row.get(name, 0) + loss.item() / config.accumulate
-        norm = torch.nn.utils.clip_grad_norm_([p for p in step.parameters() if p.requires_grad], config.clip)
-        optimizer.step()
-        log.append(row | {"norm": norm.item()} | {f"s_{task}": s.item() for task, s in step.weighting.s.items()})
+        losses, norm = optimise(step, step, optimizer, scaler, *batch, config)
+        row = {name: loss.item() for name, loss in losses.items()} | {"norm": norm.item()}
+        log.append(row | {f"s_{task}": s.item() for task, s in step.weighting.s.items()})
     return log
 
 
@@ -150,7 +146,7 @@ RECIPES = {
 def test_learns_photographs_by_heart(family: str, shared: Path, tmp_path: Path) -> None:
     """From random weights to the boxes and identities of everybody in eight photographs."""
     batch, num_ids = batch_of(write_known(tmp_path, shared), 8, 128)
-    assert num_ids == sum(len(target["boxes"]) for target in batch[1]) == 12
+    assert num_ids == sum(len(target["boxes"]) for target in batch[1]) == 13
     config = RECIPES[family]
     step = small_step(config, num_ids, 64, 1 / 4, 128)
     start = {task: s.item() for task, s in step.weighting.s.items()}
@@ -159,8 +155,10 @@ def test_learns_photographs_by_heart(family: str, shared: Path, tmp_path: Path) 
     ap50, known = figures(step, *batch)
     assert ap50 >= 0.95
     assert known >= 0.95
-    for task, s in start.items():
-        assert abs(log[-1][f"s_{task}"] - s) > 1e-3, task
+    learned = {task for task in start if any(row[task] for row in log)}
+    assert {task.partition("_")[0] for task in learned} == {"box", "conf", "id"}
+    for task in learned:  # on a level without people some tasks have nothing to say
+        assert abs(log[-1][f"s_{task}"] - start[task]) > 1e-2, task
     assert all(np.isfinite(list(row.values())).all() for row in log)
 
 
@@ -205,7 +203,7 @@ def test_parts_of_a_batch(family: str, batch: Batch) -> None:
 
     step = small_step(config)
     freeze_norms(step.train().model, config)
-    by_hand = [step(images, targets)[0].item() for images, targets in chunks(*batch, 2)]
+    by_hand = [step(batch[0][i : i + 2], batch[1][i : i + 2])[0].item() for i in (0, 2)]
     assert halves[0]["total"] == pytest.approx(np.mean(by_hand), rel=1e-6)
 
 
@@ -221,13 +219,38 @@ def test_parts_with_the_same_images_are_the_whole(family: str, batch: Batch) -> 
         assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
 
 
-def test_chunks() -> None:
-    images, targets = torch.arange(6.0).view(6, 1, 1, 1), [{"row": torch.tensor(i)} for i in range(6)]
-    for parts in (1, 2, 3, 6):
-        cut = list(chunks(images, targets, parts))
-        assert [len(some) for some, _ in cut] == [6 // parts] * parts
-        assert torch.equal(torch.cat([some for some, _ in cut]), images)
-        assert [t["row"].item() for _, theirs in cut for t in theirs] == list(range(6))
+def test_only_what_is_finite_reaches_the_weights(batch: Batch) -> None:
+    """A loss, or the gradient alone: the step is not taken, and the culprit is named."""
+    config = TrainConfig(warmup=0)
+    step = small_step(config)
+    optimizer = make_optimizer(step, config)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    before = copy.deepcopy(list(step.parameters()))
+    bad = (batch[0].clone(), batch[1])
+    bad[0][0, 0, 0, 0] = torch.nan
+    with pytest.raises(NotFiniteError, match=r"not finite: \{'prediction': nan\}"):
+        optimise(step.eval(), step, optimizer, scaler, *bad, config)
+    hook = step.model.heads[0].objectness.bias.register_hook(lambda slope: slope * torch.inf)
+    with pytest.raises(NotFiniteError, match=r"not finite: \{'gradient': (inf|nan)\}"):
+        optimise(step, step, optimizer, scaler, *batch, config)
+    assert all(torch.equal(a, b) for a, b in zip(before, step.parameters(), strict=True))
+    hook.remove()
+    optimise(step, step, optimizer, scaler, *batch, config)
+    check_finite({"a": torch.tensor(1e38), "b": torch.tensor(0.0)})
+
+
+def test_clipping(batch: Batch) -> None:
+    """The norm that is reported is the one before; 0 leaves gradients as they are."""
+    norms = {}
+    for clip in (0.0, 0.5, 1e6):
+        config = TrainConfig("darknet53", steps=1, warmup=0, clip=clip, optimizer="sgd")
+        step = small_step(config)
+        row = train(step, config, batch)[0]
+        gradient = torch.stack([p.grad.norm() for p in step.parameters() if p.grad is not None]).norm().item()
+        norms[clip] = row["norm"], gradient
+    assert norms[0.0] == norms[1e6]
+    assert norms[0.0][1] == pytest.approx(norms[0.0][0], rel=1e-4)
+    assert norms[0.5] == (norms[0.0][0], pytest.approx(0.5, rel=1e-3))
 
 
 # --- rates
@@ -254,6 +277,19 @@ def test_steps_after_the_published_warm_up() -> None:
         expected.append(rate if step >= 8 else ((step + 1) / 8) ** 4)
     assert [rate_share(step, 40, config) for step in range(40)] == pytest.approx(expected)
     assert rate_share(39, 40, replace(config, milestones=())) == 1
+
+
+def test_a_warm_up_is_a_quarter_of_all_at_most() -> None:
+    config = TrainConfig(warmup=100)
+    assert [rate_share(step, 8, config) for step in range(3)] == pytest.approx([0.5, 1, 1])
+    assert rate_share(0, 3, config) == pytest.approx(1)
+
+
+def test_how_many_steps() -> None:
+    assert TrainConfig().count_steps(7) == 2000
+    assert TrainConfig(steps=5).count_steps(7) == 5
+    assert TrainConfig(epochs=1.5).count_steps(7) == 10
+    assert TrainConfig(epochs=0.01).count_steps(7) == 1
 
 
 def test_optimizers(batch: Batch) -> None:
@@ -367,7 +403,10 @@ def test_fixed_weights_do_not_move(family: str, batch: Batch) -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"sizes": ()}, r"sizes: expected positive multiples of 32, got \[\]"),
+        ({"sizes": (333,)}, r"sizes: expected positive multiples of 32, got \[333\]"),
+        ({"steps": 0}, "steps: expected at least 1, got 0"),
+        ({"steps": 5, "epochs": 2.0}, "epochs: expected null beside steps=5, got 2.0: one says it all"),
+        ({"seed": -1}, "seed: expected 0 or more, got -1"),
         ({"sizes": ((320, 100),)}, r"sizes: expected positive multiples of 32, got \[\(320, 100\)\]"),
         ({"accumulate": 0}, "accumulate: expected at least 1, got 0"),
         ({"validate_every": 0}, "validate_every: expected at least 1, got 0"),
@@ -376,7 +415,7 @@ def test_fixed_weights_do_not_move(family: str, batch: Batch) -> None:
         ({"epochs": float("nan")}, "epochs: expected a number above 0, got nan"),
         ({"detector_lr": -1e-3}, "detector_lr: expected 0 or more, got -0.001"),
         ({"warmup_power": float("inf")}, "warmup_power: expected 0 or more, got inf"),
-        ({"clip": 0.0}, "clip: expected a number above 0, got 0.0"),
+        ({"clip": -1.0}, "clip: expected 0 or more, got -1.0"),
         ({"ema": 1.0}, r"ema: expected a number in \[0, 1\), got 1.0"),
         ({"momentum": -0.1}, r"momentum: expected a number in \[0, 1\), got -0.1"),
         ({"milestones": (0.5, 1.0)}, r"milestones: expected shares of the steps in \(0, 1\), got \[0.5, 1.0\]"),
@@ -389,5 +428,8 @@ def test_settings_that_cannot_be(setting: dict[str, object], message: str) -> No
         TrainConfig(**setting)  # type: ignore[arg-type]
 
 
-def test_sizes_are_sides_or_pairs() -> None:
-    assert TrainConfig(sizes=(320, (1088, 608))).canvases == ((320, 320), (1088, 608))
+def test_sizes_are_sides_or_pairs_or_the_network_s_own() -> None:
+    own = (576, 320)
+    assert TrainConfig(sizes=(320, (1088, 608))).canvases(own) == ((320, 320), (1088, 608))
+    assert TrainConfig("darknet53").canvases(own) == (own,)
+    assert TrainConfig().canvases(own) == ((352, 352), (416, 416), (480, 480))
