@@ -32,9 +32,10 @@ from detector.build import build_step  # noqa: E402
 from detector.data import BatchPlan, TrainingSet, collate, number_identities, open_source  # noqa: E402
 from detector.training import TrainConfig, make_optimizer  # noqa: E402
 
+DARKNET_INPUT = (576, 320)
 ROWS: dict[str, dict[str, Any]] = {
     "nano": {"family": "compact", "sizes": (416,), "batch_size": 8},
-    "darknet53": {"family": "darknet53", "sizes": ((576, 320),), "batch_size": 2},
+    "darknet53": {"family": "darknet53", "batch_size": 2},
 }
 IDENTITIES = 500
 """Of the classifier, where the data have fewer."""
@@ -46,7 +47,7 @@ def measure_row(network: str, precision: str, data: str, steps: int, device: str
     config = TrainConfig(**ROWS[network], precision=precision)  # type: ignore[arg-type]
     source = open_source(data)
     number_identities([source])
-    plan = BatchPlan(len(source.images), config.batch_size, config.canvases, 0, 0)
+    plan = BatchPlan(len(source.images), config.batch_size, config.canvases(DARKNET_INPUT), 0, 0)
     loader = DataLoader(TrainingSet([source], 0), batch_sampler=plan, collate_fn=collate, num_workers=1)  # type: ignore[arg-type]
     batches, clock = [], 0.0
     for i, batch in enumerate(loader):
@@ -60,7 +61,7 @@ def measure_row(network: str, precision: str, data: str, steps: int, device: str
     del loader
 
     torch.manual_seed(0)
-    step = build_step(config, ModelConfig(), DarknetConfig(input_size=(576, 320)), IDENTITIES, 0)[0].to(device)
+    step = build_step(config, ModelConfig(), DarknetConfig(input_size=DARKNET_INPUT), IDENTITIES, 0)[0].to(device)
     step.train()
     optimizer = make_optimizer(step, config)
     parts: dict[str, float] = defaultdict(float)
@@ -85,7 +86,7 @@ def measure_row(network: str, precision: str, data: str, steps: int, device: str
             parts[name] += last - first
     seconds = sum(parts.values()) / steps
     peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else _peak_gib()
-    width, height = config.canvases[0]
+    width, height = config.canvases(DARKNET_INPUT)[0]
     return {
         "network": network,
         "precision": precision,

@@ -198,7 +198,7 @@ def joint_cross_entropy(objectness: Tensor, classes: Tensor, target: Tensor) -> 
         target: (..., C) what the product should be, in [0, 1].
 
     Returns:
-        (..., C), each 0 or more.
+        (..., C).
     """
     log_a, log_not_a = functional.logsigmoid(objectness), functional.logsigmoid(-objectness)
     log_b, log_not_b = functional.logsigmoid(classes), functional.logsigmoid(-classes)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 KEYS = {"parts", "optimizer", "scaler", "step", "config", "data"}
-FRESH = ("peak", "weight_decay", "momentum")
+FRESH = ("peak", "start", "weight_decay", "momentum")
 """Of an optimiser's group, what the settings of a resumed run may change."""
 
 

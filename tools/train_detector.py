@@ -81,7 +81,7 @@ from detector.training import (
     make_optimizer,
     optimise,
     parameter_groups,
-    rate_share,
+    set_rates,
     update_average,
 )
 from reid.encoders import load_osnet
@@ -249,8 +249,7 @@ def train(sections: dict[str, Any], out: Path, device: str, workers: int, resume
         )
         batches = itertools.islice(loader, max(steps - start, 0))
         for done, (pixels, labelled) in enumerate(batches, start + 1):
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * rate_share(done - 1, steps, config)
+            set_rates(optimizer, done - 1, steps, config)
             step_module.train()
             freeze_norms(model, config)
             images = pixels.to(place, memory_format=torch.channels_last, non_blocking=True).float()

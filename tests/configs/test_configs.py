@@ -241,18 +241,12 @@ def test_dump_holds_plain_values_of_every_field():
 
 @pytest.mark.parametrize("file", sorted(configs.PACKAGED.glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_shipped_file_fits_its_dataclasses_and_holds_differences_only(file, monkeypatch, tmp_path):
-    from detector import DetectorConfig, ModelConfig
+    from detector import DetectorConfig
     from tools.pseudo_label import PseudoLabelConfig
-    from tools.train_detector import TrainConfig
+    from tools.train_detector import SECTIONS
     from tracker import TrackerConfig
 
-    schema = {
-        "detector": DetectorConfig,
-        "model": ModelConfig,
-        "pseudo_label": PseudoLabelConfig,
-        "tracker": TrackerConfig,
-        "train": TrainConfig,
-    }
+    schema = {"detector": DetectorConfig, "pseudo_label": PseudoLabelConfig, "tracker": TrackerConfig, **SECTIONS}
     monkeypatch.chdir(tmp_path)
     loaded, defaults = dump_config(load_config(file.stem, [], schema)), dump_config(load_config(None, [], schema))
     written = yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,14 @@ from torch import distributed, multiprocessing
 from torch.nn import functional
 
 from detector import JDE, losses
-from detector.losses import IGNORE_LABEL, NO_IDENTITY, AnchorCriterion, JDECriterion, UncertaintyWeighting
+from detector.losses import (
+    IGNORE_LABEL,
+    NO_IDENTITY,
+    AnchorCriterion,
+    JDECriterion,
+    UncertaintyWeighting,
+    joint_cross_entropy,
+)
 from detector.priors import STRIDES, Picks, decode_boxes
 from tests.detector.scenes import lively_darknet, lively_model, target
 
@@ -58,6 +66,56 @@ def test_box_and_confidence_in_closed_form() -> None:
     objectness = (CELLS - MATCHES) * softplus(-1.0) + MATCHES * softplus(1.0)
     classes = MATCHES * (softplus(0.5) - 0.55 * 0.5)  # binary cross-entropy towards 0.55
     assert losses["conf"].item() == pytest.approx((objectness + classes) / MATCHES, rel=1e-4)
+
+
+def test_joint_confidence_in_closed_form() -> None:
+    """The product of both probabilities is learned: towards the IoU in the cells of a person, towards 0 elsewhere."""
+    score = 1 / (1 + math.exp(1.0)) / (1 + math.exp(-0.5))
+    wanted = (
+        -0.55 * math.log(score) - (1 - 0.55) * math.log(1 - score) - (CELLS - MATCHES) / MATCHES * math.log(1 - score)
+    )
+    losses = JDECriterion(0, 0, joint_confidence=True)(MAPS, predicting(half_seen, -1.0, 0.5), [], [target([GROUND])])
+    assert losses["conf"].item() == pytest.approx(wanted, rel=1e-4)
+    assert losses["box"].item() == pytest.approx(1 - 0.55**2, abs=1e-4)
+
+
+def test_joint_confidence_says_nothing_in_ignored_regions() -> None:
+    raw = predicting(half_seen, -1.0, 0.5)
+    targets = [target([[16.0, 16.0, 34.0, 48.0], GROUND], [IGNORE_LABEL, 0])]
+    losses = JDECriterion(0, 0, joint_confidence=True)(MAPS, raw, [], targets)
+    score = 1 / (1 + math.exp(1.0)) / (1 + math.exp(-0.5))
+    assert losses["conf"].item() == pytest.approx(-0.55 * math.log(score) - 0.45 * math.log(1 - score), rel=1e-4)
+    losses["conf"].backward()
+    assert sum(int((r.grad[:, 4] != 0).sum()) for r in raw) == MATCHES
+
+
+def test_joint_cross_entropy_is_that_of_the_product() -> None:
+    generator = torch.Generator().manual_seed(0)
+    objectness = torch.randn(7, 1, generator=generator, dtype=torch.float64, requires_grad=True)
+    classes = torch.randn(7, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    wanted = torch.rand(7, 3, generator=generator, dtype=torch.float64)
+    found = joint_cross_entropy(objectness, classes, wanted)
+    product = objectness.sigmoid() * classes.sigmoid()
+    assert torch.allclose(found, functional.binary_cross_entropy(product, wanted, reduction="none"))
+    assert torch.autograd.gradcheck(lambda a, b: joint_cross_entropy(a, b, wanted), (objectness, classes))
+    # A class that says no leaves objectness alone, and the other way round.
+    objectness, classes = torch.tensor([[20.0]], requires_grad=True), torch.tensor([[-20.0]], requires_grad=True)
+    joint_cross_entropy(objectness, classes, torch.zeros(1, 1)).sum().backward()
+    assert abs(objectness.grad.item()) < 1e-8
+    assert abs(classes.grad.item()) < 1e-8
+
+
+def test_joint_cross_entropy_is_finite_in_extremes() -> None:
+    ends = torch.tensor([-1e4, -90.0, -17.0, 0.0, 17.0, 90.0, 1e4])
+    for wanted in (0.0, 0.5, 1.0):
+        objectness = ends[:, None].clone().requires_grad_()
+        classes = ends[None].repeat(7, 1).requires_grad_()
+        losses = joint_cross_entropy(objectness, classes, torch.full((7, 7), wanted))
+        losses.sum().backward()
+        for values in (losses, objectness.grad, classes.grad):
+            assert values.isfinite().all()
+        assert (losses > -1e-6).all()
+    assert joint_cross_entropy(ends[-1:, None], ends[-1:, None], torch.ones(1, 1)).item() == 0
 
 
 def test_a_perfect_box_costs_nothing_and_a_missed_one_costs_one() -> None:
@@ -221,10 +279,17 @@ def test_rows_of_a_batch_meet_their_own_targets() -> None:
     assert losses["box"].item() < 1e-4
 
 
+KINDS = {
+    "compact": JDECriterion,
+    "compact, joint": partial(JDECriterion, joint_confidence=True),
+    "darknet53": AnchorCriterion,
+}
+
+
 def network_losses(targets, num_ids: int = 3, family: str = "compact", dtype: torch.dtype | None = None):
     """A forward pass and the losses, under autocast where a precision is given."""
-    model = (lively_model(embedding_dim=8) if family == "compact" else lively_darknet(width=1 / 16)).train()
-    criterion = (JDECriterion if family == "compact" else AnchorCriterion)(num_ids, model.config.embedding_dim, 6)
+    model = (lively_darknet(width=1 / 16) if family == "darknet53" else lively_model(embedding_dim=8)).train()
+    criterion = KINDS[family](num_ids, model.config.embedding_dim, 6)
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
         raw, features = model(torch.rand(len(targets), 3, 64, 64) * 255)
         return model, criterion, criterion(model, raw, features, targets)
@@ -257,7 +322,7 @@ BATCHES = {
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("family", ["compact", "darknet53"])
+@pytest.mark.parametrize("family", KINDS)
 def test_losses_and_gradients_are_finite(family: str, batch: str, dtype: torch.dtype | None) -> None:
     for num_ids in (1, 2):
         targets = [dict(t, ids=t["ids"].clamp(max=num_ids - 1)) for t in BATCHES[batch]]
@@ -272,10 +337,10 @@ def test_losses_and_gradients_are_finite(family: str, batch: str, dtype: torch.d
 
 
 @pytest.mark.parametrize("value", [1000.0, -1000.0])
-@pytest.mark.parametrize("family", ["compact", "darknet53"])
+@pytest.mark.parametrize("family", KINDS)
 def test_wild_predictions_give_finite_losses(family: str, value: float) -> None:
-    model = lively_model(embedding_dim=8) if family == "compact" else lively_darknet(embedding_dim=8)
-    criterion = (JDECriterion if family == "compact" else AnchorCriterion)(3, 8, 6)
+    model = lively_darknet(embedding_dim=8) if family == "darknet53" else lively_model(embedding_dim=8)
+    criterion = KINDS[family](3, 8, 6)
     with torch.no_grad():
         raw, features = model(torch.rand(1, 3, 64, 64) * 255)
     raw = [torch.full_like(r, value).requires_grad_() for r in raw]

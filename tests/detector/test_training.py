@@ -29,10 +29,12 @@ from detector.training import (
     check_finite,
     freeze_norms,
     is_embedding,
+    is_head,
     make_optimizer,
     optimise,
     parameter_groups,
     rate_share,
+    set_rates,
     update_average,
 )
 from tests.detector.scenes import write_people
@@ -77,8 +79,7 @@ def train(step: TrainingStep, config: TrainConfig, batch: Batch) -> list[dict[st
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     log = []
     for i in range(config.count_steps(1)):
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * rate_share(i, config.count_steps(1), config)
+        set_rates(optimizer, i, config.count_steps(1), config)
         step.train()
         freeze_norms(step.model, config)
         losses, norm = optimise(step, step, optimizer, scaler, *batch, config)
@@ -181,7 +182,9 @@ def test_trains_in_half_precision(family: str, optimizer: str, rate: float, batc
 def test_losses_are_full_precision_under_autocast(batch: Batch) -> None:
     for family in FAMILIES:
         step = small_step(TrainConfig(family, precision="bf16"))  # type: ignore[arg-type]
-        total, losses, raw = step(*batch)
+        raw: list[torch.Tensor] = []
+        step.model.register_forward_hook(lambda module, args, result, raw=raw: raw.extend(result[0]))
+        total, losses = step(*batch)
         assert {level.dtype for level in raw} == {torch.bfloat16}
         assert {loss.dtype for loss in (total, *losses.values())} == {torch.float32}
 
@@ -285,6 +288,32 @@ def test_a_warm_up_is_a_quarter_of_all_at_most() -> None:
     assert rate_share(0, 3, config) == pytest.approx(1)
 
 
+def test_the_embedding_branch_starts_later() -> None:
+    config = TrainConfig(warmup=4, detector_lr=1e-4, embedding_lr=2e-4, classifier_lr=3e-3, head_start=6)
+    optimizer = make_optimizer(small_step(config), config)
+    peaks = [1e-4, 1e-4, 2e-4, 2e-4, 3e-3, 3e-3]
+    for step in range(20):
+        set_rates(optimizer, step, 20, config)
+        share = rate_share(step, 20, config)
+        wanted = [0 if peak == 2e-4 and step < 6 else peak * share for peak in peaks]
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_start_keeps_every_bit_of_the_embedding_branch(family: str, optimizer: str, batch: Batch) -> None:
+    """Weight decay leaves it alone too; the classifier learns meanwhile, and the branch when its time comes."""
+    rates = {"detector_lr": 0.0, "embedding_lr": 0.01, "weight_decay": 0.5}
+    for steps, still in ((2, True), (3, False)):
+        config = TrainConfig(family, steps=steps, warmup=0, head_start=2, optimizer=optimizer, **rates)  # type: ignore[arg-type]
+        step = small_step(config)
+        before = copy.deepcopy(dict(step.named_parameters()))
+        train(step, config, batch)
+        moved = {name for name, value in step.named_parameters() if not torch.equal(value, before[name])}
+        assert {n for n in moved if n.startswith("criterion.")} == {n for n in before if n.startswith("criterion.")}
+        assert (not any(name.startswith("model.") for name in moved)) == still
+
+
 def test_how_many_steps() -> None:
     assert TrainConfig().count_steps(7) == 2000
     assert TrainConfig(steps=5).count_steps(7) == 5
@@ -309,6 +338,9 @@ def test_optimizers(batch: Batch) -> None:
         assert sorted(seen) == sorted(names.values())
         new = {name for name in seen if name.startswith("model.") and is_embedding(name.removeprefix("model."))}
         assert len(new) == (6 if family == "darknet53" else len(list(step.model.embedding_head.parameters())))
+        groups = parameter_groups(step, replace(config, classifier_lr=0.5))
+        fast = {names[id(p)] for group in groups if group["peak"] == 0.5 for p in group["params"]}
+        assert fast == {name for name in seen if not name.startswith("model.")}
     sgd = make_optimizer(step, replace(config, optimizer="sgd", momentum=0.8))
     assert isinstance(sgd, torch.optim.SGD)
     assert {group["momentum"] for group in sgd.param_groups} == {0.8}
@@ -334,7 +366,7 @@ def test_the_moving_average() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("part", ["backbone", "detector", "rate 0"])
+@pytest.mark.parametrize("part", ["backbone", "features", "detector", "rate 0"])
 def test_a_frozen_part_keeps_every_bit(family: str, part: str, batch: Batch) -> None:
     """Weights, statistics and counters, though the rates are high; the rest moves."""
     choice = {"detector_lr": 0.0} if part == "rate 0" else {"freeze": part, "detector_lr": 0.1}
@@ -343,10 +375,16 @@ def test_a_frozen_part_keeps_every_bit(family: str, part: str, batch: Batch) -> 
     before = copy.deepcopy(step.model.state_dict())
     train(step, config, batch)
     moved = {name for name, value in step.model.state_dict().items() if not torch.equal(value, before[name])}
-    free = {name for name in before if (not name.startswith("backbone.") if part == "backbone" else is_embedding(name))}
+    free = {
+        name
+        for name in before
+        if is_embedding(name)
+        or (part == "features" and is_head(name))
+        or (part == "backbone" and not name.startswith("backbone."))
+    }
     assert moved <= free
     weights = {name for name in free if name.endswith("weight")}
-    if family == "compact" or part == "backbone":
+    if family == "compact" or part in ("backbone", "features"):
         assert len(moved & weights) > 0.8 * len(weights)  # a level without people has nothing to learn from
     assert moved
 
@@ -378,13 +416,39 @@ def test_frozen_norms(family: str, choice: dict[str, object], detector: bool, em
     assert modes == {(False, detector)} | ({(True, embedding)} if family == "compact" else set())
 
 
-def test_frozen_norms_of_a_frozen_backbone() -> None:
-    config = TrainConfig(freeze="backbone", frozen_norm="nothing")
-    step = small_step(config).train()
-    freeze_norms(step.model, config)
-    for name, module in step.model.named_modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            assert module.training != name.startswith("backbone."), name
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frozen_norms_of_a_frozen_part(family: str) -> None:
+    for part in ("backbone", "features"):
+        config = TrainConfig(family, freeze=part, frozen_norm="nothing")  # type: ignore[arg-type]
+        step = small_step(config).train()
+        freeze_norms(step.model, config)
+        for name, module in step.model.named_modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                behind = is_head(name) or is_embedding(name)
+                assert module.training == (behind if part == "features" else not name.startswith("backbone.")), name
+
+
+def test_joint_confidence_reaches_the_loss(batch: Batch) -> None:
+    """The same start under two losses: only confidence differs. The product is nearer to 0 than its factors."""
+    config = TrainConfig(steps=1, warmup=0)
+    apart, joint = (train(small_step(c), c, batch) for c in (config, replace(config, joint_confidence=True)))
+    assert joint[0]["box"] == apart[0]["box"]
+    assert joint[0]["id"] == apart[0]["id"]
+    assert joint[0]["conf"] < apart[0]["conf"]
+
+
+def test_features_are_all_that_heads_read(batch: Batch) -> None:
+    """What is not frozen changes no feature: boxes and embeddings are computed from the same maps."""
+    for family in FAMILIES:
+        config = TrainConfig(family, steps=2, warmup=0, detector_lr=0.1, embedding_lr=0.1, freeze="features")  # type: ignore[arg-type]
+        step = small_step(config)
+        with torch.no_grad():
+            raw, features = step.eval().model(batch[0])
+        train(step, config, batch)
+        with torch.no_grad():
+            later, same = step.eval().model(batch[0])
+        assert all(torch.equal(a, b) for a, b in zip(features, same, strict=True))
+        assert all(not torch.equal(a, b) for a, b in zip(raw, later, strict=True))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -420,6 +484,9 @@ def test_fixed_weights_do_not_move(family: str, batch: Batch) -> None:
         ({"momentum": -0.1}, r"momentum: expected a number in \[0, 1\), got -0.1"),
         ({"milestones": (0.5, 1.0)}, r"milestones: expected shares of the steps in \(0, 1\), got \[0.5, 1.0\]"),
         ({"family": "resnet"}, "family: expected one of compact, darknet53, got 'resnet'"),
+        ({"classifier_lr": -1.0}, "classifier_lr: expected 0 or more, got -1.0"),
+        ({"head_start": -1}, "head_start: expected 0 or more, got -1"),
+        ({"family": "darknet53", "joint_confidence": True}, "joint_confidence: expected family compact, got darknet53"),
         ({"precision": "fp8"}, "precision: expected one of fp32, bf16, fp16, got 'fp8'"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 
 from detector.data import open_source, read_image
 from detector.losses import IGNORE_LABEL, NO_IDENTITY
-from tests.detector.scenes import drawn
+from tests.detector.scenes import drawn, write_people
 from tests.tracker.clips import SQUARE, find_square, scene, square_left, write_clip
 from tracker import Detections, FrameResult
 
@@ -237,6 +237,156 @@ def test_views_agree_on_where_people_are(tool: ModuleType, monkeypatch: pytest.M
     found = teacher(drawn(100, 60, (10, 20, 30, 50)))
     assert found.xyxy.tolist() == [[10, 20, 30, 50]]
     assert found.scores.tolist() == pytest.approx([0.64])
+
+
+def test_a_view_is_believed_in_its_heights(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In network pixels: the person of 40 in an image of 96 is 80 high at 192."""
+
+    class Two:
+        def __init__(self, model: object, device: str, config: object) -> None:
+            self.score = config.input_size / 960
+
+        def __call__(self, frames: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+            boxes = np.array([[5, 10, 20, 50], [70, 10, 72, 15]], np.float32)
+            if frames[0][0, 0, 0]:  # mirrored
+                boxes = np.array([96, 0, 96, 0]) + boxes[:, [2, 1, 0, 3]] * [-1, 1, -1, 1]
+            return [{"boxes": boxes, "scores": np.full(2, self.score, np.float32)}]
+
+    monkeypatch.setattr(tool, "Detector", Two)
+    image = drawn(96, 96, (80, 0, 96, 10))
+
+    def scores(*heights: tuple[float, float], flips: tuple[bool, ...] = (False, False)) -> list[tuple[float, float]]:
+        config = tool.CompletionConfig(input_sizes=(96, 192), flips=flips, heights=heights)
+        found = tool.Teacher(None, config, "cpu")(image)
+        return sorted((float(x), round(float(s), 3)) for x, s in zip(found.xyxy[:, 0], found.scores, strict=True))
+
+    everywhere = (0, 1000)
+    assert scores(everywhere, everywhere) == [(5, 0.2), (70, 0.2)]
+    assert scores(everywhere, everywhere, flips=(True, True)) == [(5, 0.2), (70, 0.2)]  # mirrored back onto themselves
+    assert scores(everywhere, (0, 50)) == [(5, 0.1), (70, 0.2)]
+    assert scores((20, 1000), (0, 80)) == [(5, 0.2), (70, 0.2)]
+    assert scores((20, 1000), (60, 80)) == [(5, 0.2)]
+    assert scores((41, 1000), (81, 1000), flips=(True, True)) == []
+
+
+def completed_as_loops(labels, found: Detections, config) -> list[list[float]]:
+    """The rule of `complete`, box by box, in an image of 100 pixels: class, identity, xyxy."""
+
+    def overlap(a, b) -> float:
+        w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+        inner = max(w, 0) * max(h, 0)
+        return inner / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inner)
+
+    rows = [
+        [k, i, 100 * (x - w / 2), 100 * (y - h / 2), 100 * (x + w / 2), 100 * (y + h / 2)]
+        for k, i, x, y, w, h in labels
+    ]
+    people = [row[2:] for row in rows if row[0] == 0]
+    used = set()
+    for row in rows:
+        if row[0] == 0:
+            mine = [
+                (overlap(row[2:], box), -j)
+                for j, box in enumerate(found.xyxy)
+                if max(people, key=lambda other: overlap(other, box)) == row[2:]
+            ]
+            if mine and max(mine)[0] >= config.same_iou:
+                used.add(-max(mine)[1])
+    moved = {}
+    for j in used:
+        owner = max(range(len(people)), key=lambda g: overlap(people[g], found.xyxy[j]))
+        moved[tuple(people[owner])] = found.xyxy[j].tolist()
+    out = [row[:2] + moved.get(tuple(row[2:]), row[2:]) if row[0] == 0 else row for row in rows]
+    for j, (box, score) in enumerate(zip(found.xyxy, found.scores, strict=True)):
+        near = max((overlap(box, other) for other in people), default=0.0)
+        if j not in used and near < config.repeat_iou:
+            out.append([0 if score >= config.min_score and near < config.near_iou else -1, -1, *box.tolist()])
+    return out
+
+
+def test_completion_agrees_with_loops(tool: ModuleType) -> None:
+    config = tool.CompletionConfig()
+    kinds = set()
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        true = np.stack((rng.uniform(0.2, 0.8, 4), rng.uniform(0.2, 0.8, 4), *rng.uniform(0.1, 0.3, (2, 4))), axis=1)
+        true = true[: rng.integers(0, 5)]
+        tags = np.stack((rng.choice([0, 0, 0, -1], len(true)), np.full(len(true), -1)), axis=1)
+        tags[:, 1] = np.where(tags[:, 0] == 0, np.arange(len(true)), -1)
+        seen = np.concatenate((np.repeat(true, 2, axis=0), rng.uniform(0.2, 0.3, (2, 4)))) * 100
+        seen = seen + rng.normal(0, 3, seen.shape)
+        xyxy = np.concatenate((seen[:, :2] - seen[:, 2:] / 2, seen[:, :2] + seen[:, 2:] / 2), axis=1).astype(np.float32)
+        found = Detections(xyxy, rng.uniform(0.3, 1, len(xyxy)).astype(np.float32))
+        labels = np.concatenate((tags, true), axis=1)
+        rows = np.array(tool.complete(labels, found, (100, 100), config)).reshape(-1, 6)
+        wanted = np.array(completed_as_loops(labels.tolist(), found, config)).reshape(-1, 6)
+        wanted[:, 2:] = wanted[:, 2:].clip(0, 100)
+        assert rows[:, :2].tolist() == wanted[:, :2].tolist(), seed
+        corners = np.concatenate((rows[:, 2:4] - rows[:, 4:] / 2, rows[:, 2:4] + rows[:, 4:] / 2), axis=1) * 100
+        assert corners == pytest.approx(wanted[:, 2:], abs=1e-4), seed
+        kinds |= {(len(true) > 0, *row) for row in rows[len(true) :, :2].astype(int).tolist()}
+    assert kinds == {(some, label, -1) for some in (True, False) for label in (0, -1)}
+
+
+def test_nobody_labelled_nobody_seen(tool: ModuleType) -> None:
+    config, labels = tool.CompletionConfig(), np.array([[0, 7, 0.5, 0.5, 0.2, 0.4]])
+    assert tool.complete(np.zeros((0, 6)), Detections.empty(), (10, 10), config) == []
+    assert np.array(tool.complete(labels, Detections.empty(), (50, 80), config)) == pytest.approx(labels)
+    alone = Detections(np.array([[0, 0, 5, 10]], np.float32), np.array([0.9]))
+    assert tool.complete(np.zeros((0, 6)), alone, (10, 10), config) == [(0, -1, 0.25, 0.5, 0.5, 1)]
+
+
+def test_images_are_completed(run: Run, tmp_path: Path) -> None:
+    """Somebody labelled loosely is found again and keeps the identity; the doubtful box becomes a region."""
+    images, labels = tmp_path / "people" / "images", tmp_path / "people" / "labels_with_ids"
+    images.mkdir(parents=True)
+    labels.mkdir()
+    for number, name in enumerate(("b", "a", "c"), 1):
+        cv2.imwrite(str(images / f"{name}.PNG"), scene(10 * number))
+    left = square_left(scene(20)) - 2
+    w, h = SQUARE + 2, SQUARE + 3
+    (labels / "a.txt").write_text(f"0 5 {(left + w / 2) / 96} {(18 + h / 2) / 64} {w / 96} {h / 64}\n")
+    low = ("--set", "completion.ignore_score=0.1")
+    status, out, _ = run("--images", f"jde:{images}", "--out", tmp_path / "labels", *low)
+    assert status == 0
+    assert json.loads(out) == {"source": f"jde:{images}", "images": 3, "labelled": 1, "people": 3}
+    source = open_source(f"jde:{tmp_path / 'labels' / 'people' / 'images'}")
+    assert [path.name for path in source.images] == ["000001.png", "000002.png", "000003.png"]
+    for path, name, number, rows in zip(source.images, "abc", (20, 10, 30), source.labels, strict=True):
+        assert path.read_bytes() == (images / f"{name}.PNG").read_bytes()
+        assert rows[:, :2].tolist() == [[0, 5 if name == "a" else -1], [-1, -1]]
+        corner = (rows[:, 2:4] - rows[:, 4:] / 2) * (96, 64)
+        assert corner[0] == pytest.approx([square_left(scene(number)), 20], abs=1.01)
+        assert corner[1] == pytest.approx(DOUBTFUL[:2], abs=0.01)
+
+
+def test_images_and_videos_together(run: Run, tmp_path: Path) -> None:
+    images = write_people(tmp_path / "people", 2)
+    clip = write_clip(tmp_path / "walk.mp4", 12, rate=10)
+    status, out, _ = run("--images", f"jde:{images}", "--video", clip, "--out", tmp_path / "labels")
+    assert status == 0
+    assert [json.loads(line)["images"] for line in out.splitlines()] == [2, 3]
+    assert sorted(p.name for p in (tmp_path / "labels").iterdir()) == ["people", "walk"]
+
+
+def test_errors_of_images(run: Run, tmp_path: Path) -> None:
+    images = write_people(tmp_path / "people", 1)
+    out = ("--out", tmp_path / "labels")
+    assert failing(run(*out)) == "nothing to label: give --video or --images"
+    message = failing(run("--images", f"jde:{images}", f"jde:{images}", *out))
+    assert message == f"jde:{images}: would share the folder 'people' with jde:{images}: rename one"
+    crops = tmp_path / "crops"
+    crops.mkdir()
+    cv2.imwrite(str(crops / "0002_c1.png"), scene(1))
+    assert "--images: crops show one person each" in failing(run("--images", f"crops:{crops}", *out))
+    assert "no such file or folder" in failing(run("--images", "jde:absent/images", *out))
+    settings = ("--images", f"jde:{images}", *out, "--set")
+    assert "flips: expected one for each of input_sizes, got [True]" in failing(
+        run(*settings, "completion.flips=[true]")
+    )
+    assert "heights: expected one for each" in failing(run(*settings, "completion.heights=[[0, 9]]"))
+    assert "input_sizes: expected at least one" in failing(run(*settings, "completion.input_sizes=[]"))
+    assert not (tmp_path / "labels").exists()
 
 
 @pytest.mark.shared
