@@ -187,6 +187,11 @@ class DarknetJDE(nn.Module):
             bias.data.view(per_cell, OUTPUTS)[:, 4] = math.log(99)
 
     @property
+    def input_size(self) -> int:
+        """Width of the canvas, unless told otherwise."""
+        return self.config.input_size[0]
+
+    @property
     def levels(self) -> tuple[Level, Level, Level]:
         """Pyramid levels, finest first."""
         return self.level8, self.level16, self.level32

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -85,13 +85,19 @@ class Detector:
 
     Called with frames, it returns the people in each as NumPy arrays: `boxes` (N, 4) float32 xyxy in pixels of
     the frame, `scores` (N,) float32, `labels` (N,) int64, and `embeddings` (N, D) float32 unit rows.
-    Calls from several threads at once are safe: nothing is kept between them.
+    Calls from several threads at once are safe: nothing is kept between them. `config` is the configuration with the
+    family's own values in place of None.
     """
 
     def __init__(
         self, model: JDE | DarknetJDE, device: torch.device | str = "cpu", config: DetectorConfig | None = None
     ) -> None:
-        self.config = config or DetectorConfig()
+        config = config or DetectorConfig()
+        self.config = replace(
+            config,
+            input_size=config.input_size or model.input_size,
+            nms_thresh=model.nms_thresh if config.nms_thresh is None else config.nms_thresh,
+        )
         self.device = torch.device(device)
         self.model = fused(model).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._forward = dense_forward(self.model, self.device, self.config.engine)
@@ -160,8 +166,8 @@ class Detector:
         inputs, scales, places = zip(*map(self._letterbox, frames), strict=True)
         raw, features = self._forward(torch.from_numpy(np.stack(inputs)))
         config = self.config
-        nms_thresh = self.model.nms_thresh if config.nms_thresh is None else config.nms_thresh
-        found = postprocess(self.model, raw, features, config.score_thresh, nms_thresh, config.max_detections)
+        assert config.nms_thresh is not None
+        found = postprocess(self.model, raw, features, config.score_thresh, config.nms_thresh, config.max_detections)
         scale, place = np.array(scales[0] * 2, np.float32), np.array(places[0] * 2, np.float32)
         results = []
         for prediction in found:

@@ -107,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
         text, film = output_paths(args, source)
         settings = resolve_settings(args)
         detector, workers, batch_size = load(args, settings["detector"])
+        settings["detector"] = getattr(detector, "config", settings["detector"])  # its model's values in place of null
         tracker = Tracker(settings["tracker"], source.frame_rate)
         pipeline = Pipeline(source, detector, tracker, workers=workers, batch_size=batch_size)
         count = f"{source.frame_count} frames" if source.frame_count else "live"

@@ -244,3 +244,10 @@ def test_load_detector(tmp_path: Path, model: JDE) -> None:
 def test_a_cuda_device_gives_what_the_cpu_gives(model: JDE, detector: Detector) -> None:
     frame = noise(60, 90)
     assert_same(Detector(model, "cuda", CONFIG)([frame])[0], detector([frame])[0], 0.05)
+
+
+def test_the_configuration_says_what_is_used() -> None:
+    assert (Detector(MODEL).config.input_size, Detector(MODEL).config.nms_thresh) == (640, 0.65)
+    own = Detector(DARKNET).config
+    assert (own.input_size, own.nms_thresh) == (DARKNET.config.input_size[0], 0.4)
+    assert Detector(MODEL, "cpu", DetectorConfig(input_size=96, nms_thresh=0.5)).config.input_size == 96

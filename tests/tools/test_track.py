@@ -94,7 +94,7 @@ def test_writes_text_video_and_summary(run, tmp_path: Path) -> None:
     assert set(report["seconds"]) == {"total", "decode", "detect", "associate", "write"}
     assert report["fps"] == pytest.approx(30 / report["seconds"]["total"], rel=0.01)
     assert report["config"]["tracker"]["score_thresh"] == 0.5
-    assert report["config"]["detector"]["input_size"] % 32 == 0
+    assert report["config"]["detector"]["score_thresh"] == 0.1
 
 
 def test_boxes_are_drawn(run, tmp_path: Path) -> None:
