@@ -5,8 +5,8 @@
   alone (MOT17-02-DPM, -FRCNN, -SDP: the same frames) the first is read. Pedestrians at least `MIN_VISIBILITY` visible
   are people; other pedestrians, and classes that look like people, are regions to be ignored. Pixels are counted from
   1 there, from 0 here.
-- `coco:IMAGES,JSON`: the category called `person`, or number 1 where none is; crowds are regions to be ignored. An
-  attribute `track_id` is an identity.
+- `coco:IMAGES,JSON`: the category called `person`, or number 1 where no category has a name; crowds are regions to be
+  ignored. An attribute `track_id` is an identity.
 - `crowdhuman:IMAGES,ODGT`: the full boxes (`fbox`) of persons; masks and what is marked `ignore` are regions. An
   `extra.identity` is an identity.
 
@@ -197,7 +197,12 @@ def read_coco(source: Source, path: Path, labels: str) -> None:
         for category in (categories if isinstance(categories, list) else [])
         if isinstance(category, dict) and isinstance(category.get("id"), int)
     }
-    people = {number for number, name in names.items() if name == "person"} or {1}
+    people = {number for number, name in names.items() if name == "person"}
+    if names and not people:
+        raise ValueError(
+            f"{file}: expected a category called 'person', got {', '.join(sorted(map(_printable, set(names.values()))))}"
+        )
+    people = people or {1}
 
     images: dict[int, Path] = {}
     rows: dict[int, list[Row]] = {}

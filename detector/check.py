@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from detector.layouts import read_source
-from detector.source import Source, read_image
+from detector.source import Source, other_shape, read_image
 
 TINY = 4.0
 """Boxes with a shorter side, in pixels, are called tiny."""
@@ -131,8 +131,8 @@ def check_source(text: str, workers: int = 2, progress: bool = False) -> tuple[R
                 _count(report, rows, result)
                 path = source.images[index]
                 stated = source.sizes.get(path, result)
-                if abs(stated[0] * result[1] - stated[1] * result[0]) > max(*stated, *result):  # another shape
-                    report.faults.append(f"{path}: its labels are for an image of {stated}, it has {result}")
+                if fault := other_shape(path, stated, result):
+                    report.faults.append(fault)
             people = rows[rows[:, 0] >= 0]
             known.update(people[people[:, 1] >= 0, 1].tolist())
     report.identities = len(known)

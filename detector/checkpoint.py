@@ -56,8 +56,11 @@ def save_model(
         "notes": json.dumps(dict(notes or {})),
     }
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_bytes(save(tensors, metadata=metadata))
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(save(tensors, metadata=metadata))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_model(path: str | Path | None = None) -> JDE | DarknetJDE:
@@ -73,7 +76,9 @@ def load_model(path: str | Path | None = None) -> JDE | DarknetJDE:
     path = BUNDLED if path is None else Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such weights file")
-    if path.suffix in (".pt", ".pth"):
+    if path.suffix not in (".safetensors", ".pt", ".pth"):
+        raise ValueError(f"{path}: expected a .safetensors model, or a published JDE .pt")
+    if path.suffix != ".safetensors":
         return load_published(path)[0].eval()
     try:
         with safe_open(path, framework="pt") as file:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from detector.annotations import read_coco, read_crowdhuman, read_mot
 from detector.losses import IGNORE_LABEL, NO_IDENTITY
-from detector.source import PERSON_CLASS, Source, as_identity, images_in, inside, read_text
+from detector.source import PERSON_CLASS, Source, as_identity, image_size, images_in, inside, other_shape, read_text
 
 MAX_COORDINATE = 3.0
 """Normalised boxes may leave the image; beyond this they must be pixels."""
@@ -33,6 +33,10 @@ def open_source(text: str) -> Source:
         ValueError: the text, a folder or a label is wrong; the first fault by path and line, and how many more.
     """
     source = read_source(text)
+    for image in {image.parent: image for image in reversed(source.images) if image in source.sizes}.values():
+        # One image of each folder: a size that is wrong is wrong for all of a sequence.
+        if fault := other_shape(image, source.sizes[image], image_size(image)):
+            source.faults.append(fault)
     if source.faults:
         more = len(source.faults) - 1
         raise ValueError(source.faults[0] + (f" (and {more} more)" if more else ""))

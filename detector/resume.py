@@ -18,10 +18,19 @@ FRESH = ("peak", "start", "weight_decay", "momentum")
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Whole or absent."""
+    """Whole or absent.
+
+    Raises:
+        OSError: it cannot be written; an earlier file of that name is as it was.
+    """
     temporary = path.with_suffix(".partial")
-    torch.save(state, temporary)
-    temporary.replace(path)
+    try:
+        torch.save(state, temporary)
+        temporary.replace(path)
+    except (RuntimeError, OSError) as error:  # torch speaks of its archive where the disk is full
+        raise OSError(f"{path}: cannot be written: is the disk full?") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

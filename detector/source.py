@@ -75,7 +75,7 @@ class Source:
         """Whether a finite label row is a box that shows in its image; counts it where it is not."""
         cx, cy, w, h = row[2:]
         if w <= 0 or h <= 0:
-            self.drop("zero-size boxes")
+            self.drop("boxes of zero or negative size")
         elif max(w, h) > MAX_SIDE:
             self.drop(f"boxes larger than {MAX_SIDE:g} images")
         elif abs(cx - 0.5) >= (w + 1) / 2 or abs(cy - 0.5) >= (h + 1) / 2:
@@ -139,9 +139,16 @@ def read_text(path: Path) -> str:
         ValueError: it is no text.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file ({error})") from error
+
+
+def other_shape(path: Path, stated: tuple[int, int], size: tuple[int, int]) -> str:
+    """A fault, where labels stated for one (width, height) do not fit an image of another shape; else ''."""
+    if abs(stated[0] * size[1] - stated[1] * size[0]) <= max(*stated, *size):
+        return ""
+    return f"{path}: its labels are for an image of {stated}, it has {size}"
 
 
 def images_in(folder: Path) -> list[Path]:

@@ -117,6 +117,8 @@ class TrainConfig:
         for name in (*rates, "head_start", "weight_decay", "warmup", "warmup_power", "clip", "seed"):
             if not 0 <= (getattr(self, name) or 0) < math.inf:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if self.val_size is not None and (self.val_size < STRIDES[-1] or self.val_size % STRIDES[-1]):
+            raise ValueError(f"val_size: expected a positive multiple of {STRIDES[-1]}, got {self.val_size}")
         for name in ("ema", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a number in [0, 1), got {getattr(self, name)}")

@@ -15,6 +15,7 @@ Scores may be at another height afterwards than the thresholds they are compared
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(argv)
     try:
+        if args.out.suffix != ".safetensors" or args.out.exists():
+            raise ValueError(f"{args.out}: expected the name of a .safetensors file that is not there yet")
+        if not all(map(math.isfinite, (*args.objectness_shift, *args.class_shift))):
+            raise ValueError("--objectness-shift, --class-shift: expected finite numbers")
         model = blend(args.base, args.other, args.share)
         shift_scores(model, args.objectness_shift, args.class_shift)
         notes = {k: getattr(args, k) for k in ("base", "other", "share", "objectness_shift", "class_shift")}

@@ -102,8 +102,9 @@ def convert(source_text: str, target: str, link: bool, force: bool, frame_rate: 
     source = open_source(source_text)
     if source.crops:
         raise ValueError(f"--from: crops are no labelled images, they cannot be converted; got {source_text!r}")
-    if any(image.resolve().is_relative_to(out.resolve()) for image in source.images):
-        raise ValueError(f"{out}: holds images of {source_text!r}; give another --to")
+    read = [*source.images, *source_files(source_text)]
+    if any(place.is_relative_to(out.resolve()) for path in read for place in (path.absolute(), path.resolve())):
+        raise ValueError(f"{out}: holds images or labels of {source_text!r}; give another --to")
 
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.", dir=out.parent))
@@ -119,6 +120,13 @@ def convert(source_text: str, target: str, link: bool, force: bool, frame_rate: 
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     report(record, layout, out)
+
+
+def source_files(source_text: str) -> list[Path]:
+    """The paths a source names itself: folders, lists, annotation files."""
+    location = source_text.partition(":")[2].rpartition("@")
+    names = location[0] if location[1] and "/" not in location[2] else "".join(location)
+    return [Path(name) for name in names.split(",") if name]
 
 
 def name_items(source: Source) -> Iterator[Item]:
@@ -226,7 +234,7 @@ def write_mot(items: Sequence[Item], out: Path, place: Place, frame_rate: float)
     taken: dict[str, Path] = {}
     for folder, members in groups.items():
         parts = folder.parts or members[0].image.absolute().parent.parts
-        parts = tuple(part for part in parts if part not in GENERIC)
+        parts = tuple(part for part in parts if part not in {*GENERIC, folder.anchor, os.sep})
         name = "-".join(parts if folder.parts else parts[-1:]) or "sequence"
         if taken.setdefault(name, folder) != folder:
             raise ValueError(f"{folder}: its sequence would be called {name!r}, like that of {taken[name]}: rename one")

@@ -233,8 +233,8 @@ def open_images(text: str) -> LabelledImages:
 
 def folder_name(source: LabelledImages) -> str:
     """Name of the innermost folder that holds all images and is not just called `images`."""
-    parts = Path(os.path.commonpath([image.parent.absolute() for image in source.images])).parts
-    return next(part for part in reversed(parts) if part not in GENERIC)
+    folder = Path(os.path.commonpath([image.parent.absolute() for image in source.images]))
+    return next((part for part in reversed(folder.parts[1:]) if part not in GENERIC), "images")
 
 
 def check_names(names: Sequence[tuple[str, str]], out: Path) -> None:

@@ -73,7 +73,7 @@ from detector.evaluation import Validation, plot_precision_recall, validate
 from detector.monitor import Monitor, draw_batch, summary
 from detector.resume import fingerprint, read_checkpoint, restore, write_checkpoint
 from detector.sheets import contact_sheet, training_sheet
-from detector.source import Source
+from detector.source import Source, read_image
 from detector.training import (
     NotFiniteError,
     TrainConfig,
@@ -122,13 +122,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.eval_only:
             evaluate(config, args.out, choose_device(args.device))
             return 0
-        if (args.out / "last.pt").is_file() and not args.resume:
-            raise ValueError(f"{args.out / 'last.pt'}: holds an earlier run; give --resume to go on, or another --out")
+        for name in ("last.pt", "model.safetensors", "best.safetensors"):
+            if (args.out / name).is_file() and not args.resume:
+                raise ValueError(f"{args.out / name}: is of an earlier run; give --resume to go on, or another --out")
         train(sections, args.out, choose_device(args.device), args.workers, resumed)
     except KeyboardInterrupt:
         saved = (args.out / "last.pt").is_file()
         print("stopped" + (f"; go on with: --out {args.out} --resume" if saved else ""), file=sys.stderr)
         return 130
+    except (ConnectionError, EOFError):
+        if args.debug:
+            raise
+        print(
+            "error: a process that prepares batches died (out of memory?): fewer --workers; then --resume",
+            file=sys.stderr,
+        )
+        return 1
     except (ValueError, OSError) as error:
         if args.debug:
             raise
@@ -199,6 +208,9 @@ def train(sections: dict[str, Any], out: Path, device: str, workers: int, resume
     cv2.setNumThreads(1)
     torch.manual_seed(config.seed)
     sources, val = ([open_source(text) for text in texts] for texts in (config.data, config.val))
+    if main_process:
+        for image in (image for source in val for image in source.images):
+            read_image(image)  # a fault is better found now than after the first thousand steps
     num_ids = number_identities(sources)
     listing = fingerprint([i for s in sources for i in s.images], [rows for s in sources for rows in s.labels])
     if main_process:

@@ -72,7 +72,7 @@ def test_mot_rows(tmp_path: Path, seqinfo: bool) -> None:
         "class car": 2,
         "class occluder": 1,
         "class 20": 1,
-        "zero-size boxes": 1,
+        "boxes of zero or negative size": 1,
         "boxes on images that are absent": 2,
     }
     assert set(source.sizes.values()) == {(WIDTH, HEIGHT)}
@@ -183,7 +183,7 @@ def test_coco_instances(tmp_path: Path) -> None:
     ]
     assert len(source.labels[1]) == 0
     assert source.missing_images == [tmp_path / "pictures" / "gone.png"]
-    assert source.dropped == {"class dog": 1, "boxes on images that are absent": 1, "zero-size boxes": 1}
+    assert source.dropped == {"class dog": 1, "boxes on images that are absent": 1, "boxes of zero or negative size": 1}
 
 
 def test_coco_without_names_takes_category_one(tmp_path: Path) -> None:
@@ -348,3 +348,24 @@ def test_real_sequences(shared: Path) -> None:
     assert len(np.unique(people[:, 1])) == 28
     first, second = (np.concatenate(part)[:, 1] for part in (source.labels[:4], source.labels[4:]))
     assert first.max() < second[second >= 0].min()
+
+
+def test_a_size_that_is_not_the_images_is_a_fault(tmp_path: Path) -> None:
+    folder = tmp_path / "seq"
+    (folder / "img1").mkdir(parents=True)
+    (folder / "gt").mkdir()
+    cv2.imwrite(str(folder / "img1" / "000001.jpg"), noise(96, 96))
+    (folder / "gt" / "gt.txt").write_text("1,1,10,10,20,40,1,1,1\n")
+    (folder / "seqinfo.ini").write_text("[Sequence]\nimWidth=1920\nimHeight=1080\n")
+    with pytest.raises(
+        ValueError, match=r"000001\.jpg: its labels are for an image of \(1920, 1080\), it has \(96, 96\)"
+    ):
+        open_source(f"mot:{folder}")
+
+
+def test_a_coco_file_of_dogs_has_no_people(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.jpg"), noise(40, 60))
+    content = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [], "categories": [{"id": 1, "name": "dog"}]}
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="expected a category called 'person', got dog"):
+        open_source(f"coco:{tmp_path},{tmp_path / 'c.json'}")

@@ -32,7 +32,7 @@ def test_yolo_rows(tmp_path: Path) -> None:
     images = write(tmp_path, "yolo", "0 0.5 0.5 0.2 0.4\n\n17 0.1 0.1 0.1 0.1\n0 0.25 0.5 0 0.4\n0 0.3 0.4 0.1 0.2")
     source = open_source(f"yolo:{images}")
     assert source.images == [images / "a.png"]
-    assert source.dropped == {"class 17": 1, "zero-size boxes": 1}
+    assert source.dropped == {"class 17": 1, "boxes of zero or negative size": 1}
     assert source.labels[0].tolist() == [[0, NO_IDENTITY, 0.5, 0.5, 0.2, 0.4], [0, NO_IDENTITY, 0.3, 0.4, 0.1, 0.2]]
     assert (source.weight, source.crops, source.length) == (1, False, 1)
 
@@ -146,7 +146,7 @@ def test_boxes_that_show_nothing_are_counted(tmp_path: Path) -> None:
     rows = ["0 1 1.2 0.5 0.4 0.4", "0 2 1.19 0.5 0.4 0.4", "0 3 0.5 -0.2 0.4 0.4", "0 4 0.5 0.5 -0.1 0.4"]
     source = open_source(f"jde:{write(tmp_path, 'jde', chr(10).join(rows))}")
     assert source.labels[0][:, 1].tolist() == [2]
-    assert source.dropped == {"boxes outside the image": 2, "zero-size boxes": 1}
+    assert source.dropped == {"boxes outside the image": 2, "boxes of zero or negative size": 1}
 
 
 def test_a_list_of_images_as_the_original_has_it(tmp_path: Path) -> None:
@@ -206,3 +206,8 @@ def test_lists_that_are_none(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             open_source(f"jde:{path}")
+
+
+def test_a_byte_order_mark_is_no_number(tmp_path: Path) -> None:
+    images = write(tmp_path, "yolo", b"\xef\xbb\xbf0 0.5 0.5 0.2 0.4\n")
+    assert len(open_source(f"yolo:{images}").labels[0]) == 1

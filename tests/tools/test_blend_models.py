@@ -33,6 +33,7 @@ def run(tool: ModuleType, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> 
 
     def call(base: object, other: object, *argv: object) -> tuple[int, str, str]:
         capfd.readouterr()
+        (tmp_path / "out.safetensors").unlink(missing_ok=True)
         files = ("--base", base, "--other", other, "--out", tmp_path / "out.safetensors")
         status = tool.main([str(a) for a in (*files, *argv)])
         return status, *capfd.readouterr()
@@ -114,3 +115,19 @@ def test_models_that_do_not_match(run: Run, files: tuple[Path, Path], tmp_path: 
         assert f"share: expected a number in [0, 1], got {share}" in run(*files, "--share", share)[2]
     assert "absent.safetensors: no such weights file" in run(files[0], tmp_path / "absent.safetensors")[2]
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_nothing_is_overwritten_and_no_nan_written(run: Run, tmp_path: Path) -> None:
+    base = tmp_path / "base.safetensors"
+    save_model(base, lively_model(embedding_dim=8))
+    before = base.read_bytes()
+    for options, message in (
+        (("--out", base), "base.safetensors: expected the name of a .safetensors file that is not there yet"),
+        (("--out", tmp_path / "x.pt"), "x.pt: expected the name of a .safetensors file"),
+        (("--objectness-shift", "nan", "0", "0"), "expected finite numbers"),
+    ):
+        status, _, err = run(base, base, *options)
+        assert status == 1
+        assert message in err
+    assert base.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base.safetensors"]

@@ -178,7 +178,7 @@ def test_what_exists_stays(run: Run, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["annotations.json", "conversion.json", "images"]
     text = f"coco:{tmp_path / 'new' / 'images'},{tmp_path / 'new' / 'annotations.json'}"
     status, _, err = run("--from", text, "--to", f"jde:{tmp_path / 'new'}", "--force")
-    assert f"new: holds images of '{text}'" in err
+    assert f"new: holds images or labels of '{text}'" in err
     assert len(open_source(text).images) == 4
 
 
@@ -254,3 +254,20 @@ def test_a_real_sequence_there_and_back(run: Run, tmp_path: Path, shared: Path) 
     found = np.loadtxt(tmp_path / "m" / "j" / "gt" / "gt.txt", delimiter=",")
     wanted = np.loadtxt(start / "gt" / "gt.txt", delimiter=",")
     assert found == pytest.approx(wanted[np.lexsort((np.arange(len(wanted)), wanted[:, 0]))], abs=1e-3)
+
+
+def test_labels_being_read_are_never_replaced(run: Run, tmp_path: Path) -> None:
+    source = write_random(tmp_path / "a")
+    linked = tmp_path / "linked"
+    assert run("--from", source, "--to", f"jde:{linked}", "--link")[0] == 0
+    status, _, err = run("--from", f"jde:{linked / 'images.txt'}", "--to", f"yolo:{linked}", "--force")
+    assert status == 1
+    assert "holds images or labels of" in err
+    assert (linked / "labels_with_ids").is_dir()
+
+    coco = tmp_path / "coco"
+    assert run("--from", source, "--to", f"coco:{coco}")[0] == 0
+    images = source.partition(":")[2]
+    status, _, err = run("--from", f"coco:{images},{coco / 'annotations.json'}", "--to", f"jde:{coco}", "--force")
+    assert status == 1
+    assert (coco / "annotations.json").is_file()

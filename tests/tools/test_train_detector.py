@@ -170,7 +170,8 @@ def test_the_teacher_is_asked_once_and_not_about_crops(
     assert asked == [12]
     rows = np.load(next(out.glob("*.npy")))
     assert (rows.shape, rows.dtype.name) == ((12, 512), "float16")
-    (out / "last.pt").unlink()  # a new run in the same folder
+    for name in ("last.pt", "model.safetensors"):  # a new run in the same folder
+        (out / name).unlink()
     assert run(*argv)[0] == 0
     assert asked == [12]
     assert all(np.isfinite(row["distill"]) for row in log_of(out))
@@ -232,9 +233,10 @@ def test_an_earlier_run_is_not_overwritten(run: Run, images: Path, tmp_path: Pat
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     status, _, err = run(*argv)
     assert (status, err.count("\n")) == (1, 1)
-    assert "last.pt: holds an earlier run; give --resume to go on, or another --out" in err
+    assert "last.pt: is of an earlier run; give --resume to go on, or another --out" in err
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
-    (tmp_path / "out" / "last.pt").unlink()
+    for name in ("last.pt", "model.safetensors"):
+        (tmp_path / "out" / name).unlink()
     assert run(*argv)[0] == 0
     assert [row["step"] for row in log_of(tmp_path / "out")] == [1, 2, 3, 4]  # a log of its own
 
@@ -739,3 +741,39 @@ def test_weights_of_another_family(run: Run, images: Path, tmp_path: Path) -> No
         message = failing(run("--data", f"jde:{images}", "--init", path, "--out", tmp_path / "out", *sets(*family)))
         assert message == f"{path}: a model of another family: set train.family"
     assert not (tmp_path / "out" / "last.pt").exists()
+
+
+def test_a_full_disk_is_one_line(run: Run, tool: ModuleType, images: Path, tmp_path: Path, monkeypatch) -> None:
+    """Torch speaks of its archive; what was there stays."""
+    out = tmp_path / "out"
+    assert run("--data", f"jde:{images}", "--out", out)[0] == 0
+    before = (out / "last.pt").read_bytes()
+
+    def full(state: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 1 vs 2\nmore")
+
+    monkeypatch.setattr("detector.resume.torch.save", full)
+    status, _, err = run("--out", out, "--resume", "--set", "train.steps=6", small=False)
+    assert status == 1
+    assert err.strip().splitlines()[-1] == f"error: {out / 'last.pt'}: cannot be written: is the disk full?"
+    assert (out / "last.pt").read_bytes() == before
+    assert not (out / "last.partial").exists()
+
+
+def test_models_without_their_checkpoint_are_not_overwritten(run: Run, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run("--data", f"jde:{images}", "--out", out)[0] == 0
+    (out / "last.pt").unlink()
+    status, _, err = run("--data", f"jde:{images}", "--out", out)
+    assert status == 1
+    assert "model.safetensors: is of an earlier run" in err
+
+
+def test_an_unreadable_validation_image_is_found_before_the_first_step(run: Run, images: Path, tmp_path: Path) -> None:
+    bad = write_people(tmp_path / "bad", 2, 96)
+    sorted(bad.iterdir())[0].write_bytes(b"")
+    status, _, err = run("--data", f"jde:{images}", "--val", f"jde:{bad}", "--out", tmp_path / "out")
+    assert status == 1
+    assert "empty file" in err
+    assert not (tmp_path / "out" / "log.jsonl").exists()
