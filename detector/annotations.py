@@ -199,9 +199,8 @@ def read_coco(source: Source, path: Path, labels: str) -> None:
     }
     people = {number for number, name in names.items() if name == "person"}
     if names and not people:
-        raise ValueError(
-            f"{file}: expected a category called 'person', got {', '.join(sorted(map(_printable, set(names.values()))))}"
-        )
+        found = ", ".join(sorted({_printable(name) for name in names.values()}))
+        raise ValueError(f"{file}: expected a category called 'person', got {found}")
     people = people or {1}
 
     images: dict[int, Path] = {}
