@@ -1,10 +1,10 @@
 """The association loop: detections of one frame in, identities out.
 
-A track is followed by a Kalman filter and described by a smoothed embedding. Every frame it is matched first by what
-people look like, then by where they are.
+A track is followed by a Kalman filter and described by a smoothed embedding. `tracker.association` says which detection
+continues which track; here tracks are predicted, corrected, confirmed, lost, removed and started.
 
-Sources: Wang et al., "Towards Real-Time Multi-Object Tracking", ECCV 2020 (the stages); Zhang et al., "ByteTrack:
-Multi-Object Tracking by Associating Every Detection Box", ECCV 2022 (the stage for low scores).
+Sources: Wang et al., "Towards Real-Time Multi-Object Tracking", ECCV 2020; Cao et al., "Observation-Centric SORT", CVPR
+2023 (repeating the time between).
 """
 
 from __future__ import annotations
@@ -16,15 +16,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracker import boxes, kalman
+from tracker.association import associate, boxes_of, measured_of
 from tracker.config import DEFAULT_FRAME_RATE, TrackerConfig
-from tracker.matching import assign, embedding_distance, fuse_motion
+from tracker.matching import embedding_distance
 from tracker.tracks import LOST, NO_ID, TENTATIVE, TRACKED, Tracks
-from tracker.types import Detections, FrameResult
+from tracker.types import Detections, FrameResult, IntArray
 
 __all__ = ["Tracker", "TrackerConfig"]
 
 
+# The area of a picture does not shrink to less than this by a camera's motion.
+_TINY_AREA = 1e-6
 _TINY = float(np.finfo(np.float32).tiny)
+# A time this close to a whole number of frame periods is that number: containers round.
+_JITTER = 0.1
+# Times in frame periods are sums of rounded steps.
+_ROUNDING = 1e-6
+# A direction is taken over at most so many matched frames, whatever the frame rate.
+_LONGEST_PATH = 60
+# A gap is repeated in at most so many steps.
+_MOST_REPEATED = 100
+# A prediction shrinks a box at most to this share.
+_LEAST_GROWTH = 0.1
+# Of an upright person, width / height; see `shape_std`.
+_PERSON_ASPECT = 0.41
 
 
 class Tracker:
@@ -44,41 +59,80 @@ class Tracker:
         self.frame_rate = float(frame_rate) if frame_rate is not None and known else DEFAULT_FRAME_RATE
         self._buffer_frames = max(1, round(self.config.track_buffer * self.frame_rate))
         self._rematch_frames = round(self.config.iou_rematch_seconds * self.frame_rate)
+        self._coast_frames = self.config.coast_seconds * self.frame_rate + _ROUNDING
+        self._path_length = 1 + min(max(1, round(self.config.direction_seconds * self.frame_rate)), _LONGEST_PATH)
         self.reset()
 
     def reset(self) -> None:
         """Forget everything: the next frame is frame 1, and the next identity is 1."""
         self._frame = 0
+        self._now = 0.0  # in frame periods
+        self._origin: float | None = None  # seconds of time 0
         self._next_id = 1
         self._any_track_yet = False
-        self._tracks = Tracks.start(Detections.empty(), np.zeros(0, np.int64), 0, 0)
+        self._tracks = Tracks.none(self._path_length)
+        self._class_names = np.zeros(0, np.int64)  # of the columns of the tracks' votes
 
-    def update(self, detections: Detections) -> FrameResult:
+    def update(
+        self,
+        detections: Detections,
+        *,
+        seconds: float | None = None,
+        camera_motion: NDArray[np.floating[Any]] | None = None,
+    ) -> FrameResult:
         """Take the detections of the next frame; call it once for every frame, empty ones too.
 
-        Boxes without width or height are passed over. A detection only continues a track of its own class.
+        Boxes without width or height are passed over.
 
         Args:
             detections: what was found; embeddings may be absent, then motion alone decides.
+            seconds: time of the frame, from any origin, for videos of variable rate and streams that drop frames;
+                None is one frame period after the frame before. Within a tenth of a frame period of a whole
+                number of periods a time counts as that number, since containers round.
+            camera_motion: (2, 3) affine map from points of the frame before to this one, such as
+                `CameraMotion.estimate` gives; None where the camera stands still.
 
         Returns:
             The confirmed tracks matched in this frame, sorted by id.
 
         Raises:
-            ValueError: embeddings of another dimension than in the frames before.
+            ValueError: embeddings of another dimension than in the frames before, time that goes back or is not
+                finite, a camera motion that is no finite (2, 3) array or folds the picture to nothing. The frame does
+                not count then.
         """
-        self._frame += 1
+        now = self._time(seconds)
+        affine = _checked(camera_motion)
         self._adopt_dimension(detections)
+        self._frame += 1
+        step, self._now = now - self._now, now
         detections = _with_area(detections)
-        xyah = boxes.xyxy_to_xyah(detections.xyxy.astype(np.float64))
-        self._predict()
-        detection_of = self._associate(detections, xyah)
-        self._correct(detections, xyah, detection_of)
+        if self.config.classes == "vote":
+            self._adopt_classes(detections)
+        measured = measured_of(detections.xyxy, self.config)
+        self._predict(step, affine)
+        lately = self._now - self._tracks.seen <= self._rematch_frames + _ROUNDING
+        detection_of = associate(self._tracks, detections, measured, lately, self.config)
+        self._correct(detections, measured, detection_of)
         self._change_states(detection_of)
         self._merge_duplicates()
-        self._start_tracks(detections, detection_of)
+        self._start_tracks(detections, measured, detection_of)
         self._number()
         return self._result()
+
+    def _time(self, seconds: float | None) -> float:
+        """Time of the new frame, in frame periods."""
+        if seconds is None:
+            return self._now + 1
+        if not math.isfinite(seconds):
+            raise ValueError(f"seconds: expected a finite time, got {seconds}")
+        if self._origin is None:
+            self._origin = seconds - (self._now + 1) / self.frame_rate
+        now = (seconds - self._origin) * self.frame_rate
+        now = float(round(now)) if abs(now - round(now)) < _JITTER else now
+        if now < self._now:
+            before = self._origin + self._now / self.frame_rate
+            raise ValueError(f"seconds: expected {before:.6g} (the frame before) or later, got {seconds:.6g}")
+        return now
 
     def _adopt_dimension(self, detections: Detections) -> None:
         """Make the tracks' embeddings as wide as the first detections' that have any."""
@@ -91,69 +145,30 @@ class Tracker:
             raise ValueError(f"embeddings: expected dimension {known} as in earlier frames, got {given}")
         self._tracks.embedding = np.zeros((len(self._tracks), given), np.float32)
 
-    def _predict(self) -> None:
-        tracks = self._tracks
+    def _adopt_classes(self, detections: Detections) -> None:
+        """Give the votes a column for each class that has not been seen before."""
+        names = np.union1d(self._class_names, _classes(detections))
+        if len(names) == len(self._class_names):
+            return
+        votes = np.zeros((len(self._tracks), len(names)), np.float32)
+        votes[:, np.searchsorted(names, self._class_names)] = self._tracks.votes
+        self._tracks.votes, self._class_names = votes, names
+
+    def _predict(self, step: float, affine: NDArray[np.float64] | None) -> None:
+        tracks, state = self._tracks, self.config.box_state
+        expired = self._now - tracks.seen > self._buffer_frames + 1 + _ROUNDING  # none but after a jump in time
+        if expired.any():
+            tracks.keep(~expired)
         # A growth seen once or not seen lately is no evidence, and a wrong one spoils the box for long.
-        tracks.mean[tracks.state != TRACKED, 7] = 0
-        tracks.mean, tracks.covariance = kalman.predict(tracks.mean, tracks.covariance)
+        growing = slice(7, 8) if state == "xyah" else slice(6, 8)
+        tracks.mean[tracks.state != TRACKED, growing] = 0
+        if affine is not None:
+            tracks.move(affine, state)
+        least = _LEAST_GROWTH * tracks.mean[:, 2:4]
+        tracks.mean, tracks.covariance = kalman.predict(tracks.mean, tracks.covariance, step, state)
+        tracks.mean[:, 2:4] = np.maximum(tracks.mean[:, 2:4], least)  # no size goes through zero
 
-    def _associate(self, detections: Detections, xyah: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Match in stages, each among what the stages before it left over.
-
-        Returns:
-            (M,) row of the detection of each track, -1 where it has none.
-        """
-        config, tracks = self.config, self._tracks
-        detection_of = np.full(len(tracks), -1, np.int64)
-        if len(tracks) == 0 or len(detections) == 0:
-            return detection_of
-        free = np.ones(len(detections), bool)
-        high = detections.scores >= config.score_thresh
-        iou_cost = 1 - boxes.iou(boxes.xyah_to_xyxy(tracks.mean[:, :4]), detections.xyxy.astype(np.float64))
-        other_class = tracks.classes[:, None] != _classes(detections)
-        iou_cost[other_class] = np.inf
-
-        def match(cost: NDArray[Any], rows: NDArray[Any], columns: NDArray[Any], limit: float) -> None:
-            pairs, _, _ = assign(cost, limit)
-            taken = columns[pairs[:, 1]]
-            detection_of[rows[pairs[:, 0]]] = taken
-            free[taken] = False
-
-        def match_by_iou(track_mask: NDArray[Any], detection_mask: NDArray[Any], limit: float) -> None:
-            rows = (track_mask & (detection_of < 0)).nonzero()[0]
-            columns = (detection_mask & free).nonzero()[0] if len(rows) else rows
-            if len(columns):
-                match(iou_cost[rows[:, None], columns], rows, columns, limit)
-
-        tracked = tracks.state == TRACKED
-        lost = tracks.state == LOST
-        by_position = lost
-        if detections.embeddings is not None:
-            rows, columns = (tracked | lost).nonzero()[0], high.nonzero()[0]
-            if len(rows) and len(columns):
-                cost = self._embedding_cost(detections.embeddings[columns], xyah[columns], rows)
-                cost[other_class[rows[:, None], columns]] = np.inf
-                match(cost, rows, columns, config.embedding_thresh)
-            by_position = lost & (self._frame - tracks.last_frame <= self._rematch_frames)
-        match_by_iou(tracked | by_position, high, config.iou_thresh)
-        if config.low_score_thresh is not None and not high.all():
-            low = (detections.scores >= config.low_score_thresh) & ~high
-            match_by_iou(tracked | by_position, low, config.low_score_iou_thresh)
-        match_by_iou(tracks.state == TENTATIVE, high, config.tentative_iou_thresh)
-        return detection_of
-
-    def _embedding_cost(
-        self, embeddings: NDArray[np.float32], xyah: NDArray[np.float64], rows: NDArray[Any]
-    ) -> NDArray[Any]:
-        """Cost (len(rows), N) by appearance, within what the motion allows, of some tracks and N detections."""
-        tracks = self._tracks
-        known = tracks.embedding[rows]
-        cost = embedding_distance(known, embeddings, self.config.embedding_metric)
-        cost = fuse_motion(cost, kalman.gating_distance(tracks.mean[rows], tracks.covariance[rows], xyah))
-        cost[~known.any(axis=1)] = np.inf  # tracks that have only been seen without an embedding
-        return cost
-
-    def _correct(self, detections: Detections, xyah: NDArray[np.float64], detection_of: NDArray[np.int64]) -> None:
+    def _correct(self, detections: Detections, measured: NDArray[np.float64], detection_of: IntArray) -> None:
         """Bring the matched tracks up to date with their detections."""
         tracks, config = self._tracks, self.config
         rows = (detection_of >= 0).nonzero()[0]
@@ -161,20 +176,57 @@ class Tracker:
             return
         matched = detection_of[rows]
         xyxy, score = detections.xyxy[matched], detections.scores[matched]
-        tracks.mean[rows], tracks.covariance[rows] = kalman.update(
-            tracks.mean[rows], tracks.covariance[rows], xyah[matched]
+        mean, covariance = kalman.update(
+            tracks.mean[rows], tracks.covariance[rows], measured[matched], config.box_state
         )
+        if config.reupdate:
+            found = (tracks.state[rows] == LOST).nonzero()[0]
+            if len(found):
+                mean[found], covariance[found] = self._repeat(rows[found], measured[matched[found]])
+            tracks.seen_mean[rows], tracks.seen_covariance[rows] = mean, covariance
+        tracks.mean[rows], tracks.covariance[rows] = mean, covariance
         tracks.box[rows], tracks.score[rows] = xyxy, score
         tracks.best_score[rows] = np.maximum(tracks.best_score[rows], score)
-        tracks.last_frame[rows] = self._frame
+        if config.direction_weight:
+            path = np.roll(tracks.path[rows], -1, axis=1)
+            path[:, -1] = (xyxy[:, :2] + xyxy[:, 2:]) / 2
+            tracks.path[rows] = path
+        tracks.seen[rows] = self._now
         tracks.hits[rows] += 1
+        if config.classes == "vote":
+            tracks.votes[rows, np.searchsorted(self._class_names, _classes(detections)[matched])] += score
+            tracks.classes[rows] = self._class_names[tracks.votes[rows].argmax(axis=1)]
         if detections.embeddings is not None:
             clear = score >= config.score_thresh  # a low score often means a body half covered by another
-            rows, matched = rows[clear], matched[clear]
-            keep = config.embedding_momentum
-            mixed = keep * tracks.embedding[rows] + (1 - keep) * detections.embeddings[matched]
-            length = np.sqrt(np.einsum("nd,nd->n", mixed, mixed))[:, None]
-            tracks.embedding[rows] = mixed / np.maximum(length, _TINY)
+            self._mix_in(rows[clear], detections.embeddings[matched[clear]], score[clear])
+
+    def _repeat(self, rows: IntArray, measured: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Kalman states of tracks found again, had they been seen all the while on a straight line of boxes."""
+        tracks, state = self._tracks, self.config.box_state
+        mean, covariance = tracks.seen_mean[rows], tracks.seen_covariance[rows]
+        before = measured_of(tracks.box[rows], self.config)
+        gap = self._now - tracks.seen[rows]
+        steps = np.clip(np.ceil(gap), 1, _MOST_REPEATED)
+        for k in range(1, int(steps.max()) + 1):
+            on = (k <= steps).nonzero()[0]
+            # Tracks of like steps move together: one frame period, except for broken or very large gaps.
+            for dt in np.unique((gap / steps)[on]):
+                these = on[(gap / steps)[on] == dt]
+                line = before[these] + (measured[these] - before[these]) * (k / steps[these])[:, None]
+                predicted = kalman.predict(mean[these], covariance[these], float(dt), state)
+                mean[these], covariance[these] = kalman.update(*predicted, line, state)
+        return mean, covariance
+
+    def _mix_in(self, rows: IntArray, embeddings: NDArray[np.float32], score: NDArray[np.float32]) -> None:
+        """Smooth the tracks' embeddings: `ē ← m ē + (1 - m) e`, at unit length."""
+        tracks, config = self._tracks, self.config
+        share = np.full((len(rows), 1), 1 - config.embedding_momentum, np.float32)
+        if config.score_aware_momentum:
+            trust = (score - config.score_thresh) / max(1 - config.score_thresh, _TINY)
+            share *= np.where(tracks.embedding[rows].any(axis=1), trust, 1)[:, None]
+        mixed = (1 - share) * tracks.embedding[rows] + share * embeddings
+        length = np.sqrt(np.einsum("nd,nd->n", mixed, mixed))[:, None]
+        tracks.embedding[rows] = mixed / np.maximum(length, _TINY)
 
     def _change_states(self, detection_of: NDArray[np.int64]) -> None:
         """Confirm, lose and remove; a removed track leaves the arrays at once and cannot come back."""
@@ -184,7 +236,7 @@ class Tracker:
         believed = (tracks.hits >= self.config.confirm_frames) & self._is_alive(tracks)
         tracks.state[matched & (~tentative | believed)] = TRACKED
         tracks.state[~matched & ~tentative] = LOST
-        removed = ~matched & (tentative | (self._frame - tracks.last_frame > self._buffer_frames))
+        removed = ~matched & (tentative | (self._now - tracks.seen > self._buffer_frames + _ROUNDING))
         if removed.any():
             tracks.keep(~removed)
 
@@ -208,8 +260,8 @@ class Tracker:
         if len(lost) == 0:
             return
         tracked = (tracks.state == TRACKED).nonzero()[0]
-        xyxy = boxes.xyah_to_xyxy(tracks.mean[:, :4])
-        same = 1 - boxes.iou(xyxy[tracked], xyxy[lost]) < config.duplicate_thresh
+        predicted = boxes_of(tracks.mean[tracked], config), boxes_of(tracks.mean[lost], config)
+        same = 1 - boxes.iou(*predicted) < config.duplicate_thresh
         if not same.any():
             return
         same &= tracks.classes[tracked][:, None] == tracks.classes[lost]
@@ -217,7 +269,7 @@ class Tracker:
         described: NDArray[np.bool_] = np.any(tracks.embedding, axis=1)
         same &= ~(described[tracked][:, None] & described[lost]) | (distance <= config.embedding_thresh)
         keep = np.ones(len(tracks), bool)
-        life = tracks.last_frame - tracks.start_frame
+        life = tracks.seen - tracks.born
         for row, column in np.argwhere(same):  # rarely more than one pair
             seen, unseen = tracked[row], lost[column]
             if not keep[seen] or not keep[unseen] or tracks.state[unseen] != LOST:
@@ -230,18 +282,29 @@ class Tracker:
         if not keep.all():
             tracks.keep(keep)
 
-    def _start_tracks(self, detections: Detections, detection_of: NDArray[np.int64]) -> None:
+    def _start_tracks(self, detections: Detections, measured: NDArray[np.float64], detection_of: IntArray) -> None:
         """Start a track from every unmatched detection that is sure enough."""
         config = self.config
-        born = detections.scores >= max(config.birth_thresh, config.score_thresh)
+        scores = detections.scores
+        if config.shape_std is not None:
+            width, height = (detections.xyxy[:, 2:] - detections.xyxy[:, :2]).astype(np.float64).T
+            scores = scores * np.exp(-0.5 * np.square(np.log(width / height / _PERSON_ASPECT) / config.shape_std))
+        born = scores >= max(config.birth_thresh, config.score_thresh)
         born[detection_of[detection_of >= 0]] = False
         rows = born.nonzero()[0]
         if len(rows) == 0:
             return
-        newcomers = Tracks.start(detections, rows, self._frame, self._tracks.embedding.shape[1])
+        old = self._tracks
+        newcomers = Tracks.start(detections[rows], measured[rows], self._now, config.box_state, self._path_length)
+        if detections.embeddings is None:
+            newcomers.embedding = np.zeros((len(rows), old.embedding.shape[1]), np.float32)
+        newcomers.votes = np.zeros((len(rows), len(self._class_names)), np.float32)
+        if config.classes == "vote":
+            columns = np.searchsorted(self._class_names, newcomers.classes)
+            newcomers.votes[np.arange(len(rows)), columns] = newcomers.score
         if config.confirm_frames == 1 or (config.confirm_first_frame and not self._any_track_yet):
             newcomers.state[self._is_alive(newcomers)] = TRACKED
-        self._tracks.append(newcomers)
+        old.append(newcomers)
         self._any_track_yet = True
 
     def _number(self) -> None:
@@ -252,14 +315,25 @@ class Tracker:
         self._next_id += len(rows)
 
     def _result(self) -> FrameResult:
-        tracks = self._tracks
-        rows = (tracks.state == TRACKED).nonzero()[0]
+        tracks, config = self._tracks, self.config
+        coasting = (tracks.state == LOST) & (self._now - tracks.seen <= self._coast_frames)
+        rows = ((tracks.state == TRACKED) | coasting).nonzero()[0]
         rows = rows[tracks.ids[rows].argsort()]
-        if self.config.output == "filtered":
-            xyxy = boxes.xyah_to_xyxy(tracks.mean[rows, :4]).astype(np.float32)
+        predicted = coasting[rows]
+        if config.output == "filtered":
+            xyxy = boxes_of(tracks.mean[rows], config).astype(np.float32)
         else:
             xyxy = tracks.box[rows]
-        return FrameResult(self._frame, tracks.ids[rows], xyxy, tracks.score[rows], tracks.classes[rows])
+            xyxy[predicted] = boxes_of(tracks.mean[rows[predicted]], config)
+        return FrameResult(
+            self._frame,
+            tracks.ids[rows],
+            xyxy,
+            tracks.score[rows],
+            tracks.classes[rows],
+            tracks.embedding[rows] if tracks.embedding.shape[1] else None,
+            predicted,
+        )
 
 
 def _with_area(detections: Detections) -> Detections:
@@ -271,3 +345,15 @@ def _with_area(detections: Detections) -> Detections:
 def _classes(detections: Detections) -> NDArray[np.int64]:
     assert detections.classes is not None  # the constructor fills them in
     return detections.classes
+
+
+def _checked(camera_motion: NDArray[np.floating[Any]] | None) -> NDArray[np.float64] | None:
+    """The camera motion as float64; None where it moves nothing."""
+    if camera_motion is None:
+        return None
+    affine = np.asarray(camera_motion, np.float64)
+    if affine.shape != (2, 3) or not np.isfinite(affine).all():
+        raise ValueError(f"camera_motion: expected (2, 3) finite numbers, got {affine.tolist()}")
+    if abs(np.linalg.det(affine[:, :2])) < _TINY_AREA:
+        raise ValueError(f"camera_motion: expected an area of the picture to stay, got {affine.tolist()}")
+    return None if (affine == np.eye(2, 3)).all() else affine

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tracker import boxes, kalman
+from tracker import kalman
 from tracker.types import Detections, FloatArray, IntArray
 
 NO_ID = 0
@@ -27,63 +27,100 @@ leaves the arrays."""
 
 @dataclass
 class Tracks:
-    """M tracks; row i of every array belongs to track i.
+    """M tracks; row i of every array belongs to track i. Times are counted in frame periods.
 
     Attributes:
         ids: (M,) int64, `NO_ID` before confirmation.
         state: (M,) int8: `TENTATIVE`, `TRACKED` or `LOST`.
         mean: (M, 8) float64 Kalman state, see `tracker.kalman`.
-        covariance: (M, 8, 8) float64.
+        covariance: (M, 3, 4) float64.
+        seen_mean: (M, 8) the Kalman state as the last match left it; it moves with the camera only.
+        seen_covariance: (M, 3, 4) the same for the covariance.
         embedding: (M, D) float32 smoothed unit rows; zeros where no embedding has been seen yet.
-        start_frame: (M,) int64 frame of the first match.
-        last_frame: (M,) int64 frame of the last match.
+        born: (M,) float64 time of the first match.
+        seen: (M,) float64 time of the last match.
         hits: (M,) int64 number of matched frames.
         box: (M, 4) float32 xyxy of the last matched detection.
+        path: (M, K + 1, 2) float32 centres of the last matched detections, the latest last; the first one fills up.
         score: (M,) float32 of the last matched detection.
         best_score: (M,) float32 highest score of all matched detections.
         birthplace: (M, 2) float32 centre of the first matched detection.
         classes: (M,) int64.
+        votes: (M, C) float32 sum of the scores that a track's detections gave to each of C classes; (M, 0) where
+            classes are kept apart.
     """
 
     ids: IntArray
     state: NDArray[np.int8]
     mean: NDArray[np.float64]
     covariance: NDArray[np.float64]
+    seen_mean: NDArray[np.float64]
+    seen_covariance: NDArray[np.float64]
     embedding: FloatArray
-    start_frame: IntArray
-    last_frame: IntArray
+    born: NDArray[np.float64]
+    seen: NDArray[np.float64]
     hits: IntArray
     box: FloatArray
+    path: FloatArray
     score: FloatArray
     best_score: FloatArray
     birthplace: FloatArray
     classes: IntArray
+    votes: FloatArray
 
     @classmethod
-    def start(cls, detections: Detections, rows: NDArray[Any], frame: int, dimension: int) -> Tracks:
-        """One tentative track for each of the given rows of `detections`, with embeddings of `dimension` numbers."""
-        count = len(rows)
-        xyxy = detections.xyxy[rows]
-        mean, covariance = kalman.initiate(boxes.xyxy_to_xyah(xyxy.astype(np.float64)))
-        if detections.embeddings is None:
-            embedding = np.zeros((count, dimension), np.float32)
-        else:
-            embedding = detections.embeddings[rows]
+    def none(cls, path_length: int) -> Tracks:
+        """No track at all; `path_length` is K + 1."""
+        whole, small, real = np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0)
+        mean, covariance = np.zeros((0, 8)), np.zeros((0, 3, 4))
+        return cls(
+            ids=whole,
+            state=np.zeros(0, np.int8),
+            mean=mean,
+            covariance=covariance,
+            seen_mean=mean,
+            seen_covariance=covariance,
+            embedding=np.zeros((0, 0), np.float32),
+            born=real,
+            seen=real,
+            hits=whole,
+            box=np.zeros((0, 4), np.float32),
+            path=np.zeros((0, path_length, 2), np.float32),
+            score=small,
+            best_score=small,
+            birthplace=np.zeros((0, 2), np.float32),
+            classes=whole,
+            votes=np.zeros((0, 0), np.float32),
+        )
+
+    @classmethod
+    def start(
+        cls, detections: Detections, measured: NDArray[np.float64], time: float, form: kalman.BoxState, path_length: int
+    ) -> Tracks:
+        """One tentative track for each detection, described by its embedding or by none; without votes."""
+        count = len(detections)
+        mean, covariance = kalman.initiate(measured, form)
+        centre = (detections.xyxy[:, :2] + detections.xyxy[:, 2:]) / 2
+        known = detections.embeddings
         assert detections.classes is not None  # the constructor of Detections fills them in
         return cls(
             ids=np.full(count, NO_ID, np.int64),
             state=np.full(count, TENTATIVE, np.int8),
             mean=mean,
             covariance=covariance,
-            embedding=embedding,
-            start_frame=np.full(count, frame, np.int64),
-            last_frame=np.full(count, frame, np.int64),
+            seen_mean=mean,
+            seen_covariance=covariance,
+            embedding=np.zeros((count, 0), np.float32) if known is None else known,
+            born=np.full(count, time),
+            seen=np.full(count, time),
             hits=np.ones(count, np.int64),
-            box=xyxy,
-            score=detections.scores[rows],
-            best_score=detections.scores[rows],
-            birthplace=(xyxy[:, :2] + xyxy[:, 2:]) / 2,
-            classes=detections.classes[rows],
+            box=detections.xyxy,
+            path=np.repeat(centre[:, None], path_length, axis=1),
+            score=detections.scores,
+            best_score=detections.scores,
+            birthplace=centre,
+            classes=detections.classes,
+            votes=np.zeros((count, 0), np.float32),
         )
 
     def __len__(self) -> int:
@@ -91,6 +128,8 @@ class Tracks:
 
     def keep(self, rows: NDArray[Any]) -> None:
         """Drop all tracks but those of a boolean mask or an index array."""
+        if rows.dtype == np.bool_:
+            rows = rows.nonzero()[0]  # the mask is searched once, not once for every array
         for name in _FIELDS:
             setattr(self, name, getattr(self, name)[rows])
 
@@ -101,11 +140,23 @@ class Tracks:
 
     def resume(self, row: int, by: int) -> None:
         """Let track `row` go on from where track `by` is, with its own identity, age and embedding."""
-        for name in ("state", "mean", "covariance", "last_frame", "box", "score"):
+        for name in ("state", "mean", "covariance", "seen_mean", "seen_covariance", "seen", "box", "path", "score"):
             values = getattr(self, name)
             values[row] = values[by]
         self.hits[row] += self.hits[by]
         self.best_score[row] = max(self.best_score[row], self.best_score[by])
+
+    def move(self, affine: NDArray[np.float64], form: kalman.BoxState) -> None:
+        """Carry everything that is a place over to a picture moved by the camera; see `kalman.move`."""
+        self.mean, self.covariance = kalman.move(self.mean, self.covariance, affine, form)
+        self.seen_mean, self.seen_covariance = kalman.move(self.seen_mean, self.seen_covariance, affine, form)
+        linear, shift = affine[:, :2].astype(np.float32), affine[:, 2].astype(np.float32)
+        scale = np.float32(np.sqrt(abs(np.linalg.det(affine[:, :2]))))
+        half = (self.box[:, 2:] - self.box[:, :2]) / 2 * scale
+        centre = (self.box[:, :2] + self.box[:, 2:]) / 2 @ linear.T + shift
+        self.box = np.concatenate([centre - half, centre + half], axis=1)
+        self.path = self.path @ linear.T + shift
+        self.birthplace = self.birthplace @ linear.T + shift
 
 
 _FIELDS = tuple(field.name for field in fields(Tracks))

@@ -86,7 +86,7 @@ def test_unconfirmed_track_is_predicted():
     tracker.update(standing(10))
     moved = tracker._tracks.mean[0]
     # After predict, the position's variance and its covariance with the velocity give the gain for the velocity.
-    position, velocity, std, noise = before[0, 0], before[4, 4], 100 / 20, (100 / 20) ** 2
+    position, velocity, std, noise = before[0, 0], before[2, 0], 100 / 20, (100 / 20) ** 2
     gain = velocity / (position + velocity + std**2 + noise)
     assert moved[4] == pytest.approx(10 * gain, rel=1e-6)
 
