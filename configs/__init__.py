@@ -16,7 +16,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,9 @@ __all__ = ["dump_config", "load_config"]
 PACKAGED = Path(__file__).resolve().parent
 
 
-def load_config(path: str | Path | None, overrides: Sequence[str], schema: Mapping[str, type]) -> dict[str, Any]:
+def load_config(
+    path: str | Path | None, overrides: Sequence[str], schema: Mapping[str, type], others: Collection[str] = ()
+) -> dict[str, Any]:
     """Read a configuration and check every value against the dataclasses it is for.
 
     Args:
@@ -36,6 +38,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str], schema: Mappi
         overrides: strings `section.key=value`, the value in YAML syntax (`0.5`, `true`, `null`, `[384, 640]`).
         schema: section name -> dataclass. Its fields may be bool, int, float, str, Path, Literal, unions of these
             (Optional among them), and lists and tuples of them.
+        others: sections that may be there, too, and are passed over: somebody else reads them.
 
     Returns:
         One instance for every section of `schema`, also for those that no source mentions.
@@ -48,9 +51,12 @@ def load_config(path: str | Path | None, overrides: Sequence[str], schema: Mappi
     values: dict[str, dict[str, Any]] = {section: {} for section in schema}
     origins: dict[str, list[str]] = {section: [] for section in schema}
     hints = {section: _field_types(cls) for section, cls in schema.items()}
-    entries = [] if path is None else _file_entries(_find(path), schema)
+    known = [*schema, *others]
+    entries = [] if path is None else _file_entries(_find(path), known)
     for origin, section, key, value in [*entries, *(_override_entry(text) for text in overrides)]:
-        _check_known(origin, "section", section, schema)
+        _check_known(origin, "section", section, known)
+        if section in others:
+            continue
         _check_known(origin, f"key in section {section!r}", key, hints[section])
         try:
             values[section][key] = _convert(value, hints[section][key])
@@ -127,7 +133,7 @@ def _find(path: str | Path) -> Path:
     raise ValueError(f"{path}: no such config file; shipped with the package: {shipped}")
 
 
-def _file_entries(path: Path, schema: Mapping[str, type]) -> list[_Entry]:
+def _file_entries(path: Path, known: Sequence[str]) -> list[_Entry]:
     """All `key: value` pairs of a file, each with its line."""
     try:
         loader = _Loader(path.read_text(encoding="utf-8"))
@@ -139,12 +145,12 @@ def _file_entries(path: Path, schema: Mapping[str, type]) -> list[_Entry]:
         if root is None:  # an empty file, or comments only
             return []
         if not isinstance(root, yaml.MappingNode):
-            raise ValueError(f"{path}:{_line(root)}: expected sections ({', '.join(schema)}), got {root.value!r}")
+            raise ValueError(f"{path}:{_line(root)}: expected sections ({', '.join(known)}), got {root.value!r}")
         loader.construct_mapping(root, deep=True)  # checks the keys of every level
         for section_node, body in root.value:
             section = str(section_node.value)
             origin = f"{path}:{_line(section_node)}"
-            _check_known(origin, "section", section, schema)
+            _check_known(origin, "section", section, known)
             if isinstance(body, yaml.ScalarNode) and body.tag == "tag:yaml.org,2002:null":
                 continue  # a section whose keys are all commented out
             if not isinstance(body, yaml.MappingNode):

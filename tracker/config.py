@@ -31,7 +31,7 @@ class TrackerConfig:
 
     score_thresh: float = 0.5
     """Detections from this score on are matched in every stage, [0, 1]."""
-    low_score_thresh: float | None = 0.1
+    low_score_thresh: float | None = 0.05
     """Detections from this score up to `score_thresh` may continue a tracked or recently lost person by position, but
     neither start a track nor change what it looks like, [0, 1]; None leaves them out, and so does `score_thresh` or
     more (ByteTrack)."""
@@ -82,7 +82,7 @@ class TrackerConfig:
     small_box: float = 0.0
     """Grow boxes whose root of the area is smaller than this many pixels up to it before their IoU is taken, at
     least 0."""
-    direction_weight: float = 0.0
+    direction_weight: float = 0.15
     """How much the way a track came, over `direction_seconds`, decides between boxes within reach, at least 0
     (OC-SORT's momentum)."""
     direction_seconds: float = 0.1
@@ -96,7 +96,7 @@ class TrackerConfig:
     (BoT-SORT)."""
     reupdate: bool = False
     """When a lost track is found, repeat the time between along a straight line of boxes (OC-SORT)."""
-    camera_motion: CameraMotionMethod = "none"
+    camera_motion: CameraMotionMethod = "sparse"
     """How the camera's own motion is found in the picture, for those who have pictures: by corners followed with sparse
     optical flow, by the correlation of the whole picture (ECC), or not at all."""
 

@@ -38,13 +38,17 @@ class TrackDrawer:
         size: (width, height) of the frames in pixels.
         frame_rate: frames per second.
         trail_seconds: length of the trails.
+        with_classes: put each person's class behind the id, as in `17 c2`.
     """
 
-    def __init__(self, size: tuple[int, int], frame_rate: float = 30.0, trail_seconds: float = 1.0) -> None:
+    def __init__(
+        self, size: tuple[int, int], frame_rate: float = 30.0, trail_seconds: float = 1.0, with_classes: bool = False
+    ) -> None:
         short_side = min(size)
         self._line = max(1, round(short_side / 360))
         self._text_scale = max(0.35, short_side / 1500)
         self._trail_frames = max(1, round(frame_rate * trail_seconds))
+        self._with_classes = with_classes
         # track id -> (frame, x, y) of the middle of the box's lower edge, oldest first.
         self._trails: dict[int, deque[tuple[int, int, int]]] = {}
 
@@ -66,9 +70,10 @@ class TrackDrawer:
             cv2.rectangle(frame, (left, top), (right, bottom), track_colour(track_id), self._line)
         # Labels last: neither a box nor a trail may cross out a number.
         height, width = frame.shape[:2]
-        for track_id, (left, top, right, bottom) in zip(track_ids, corners, strict=True):
+        classes = result.classes.tolist() if self._with_classes else [None] * len(track_ids)
+        for track_id, class_id, (left, top, right, bottom) in zip(track_ids, classes, corners, strict=True):
             if right >= 0 and bottom >= 0 and left < width and top < height:
-                self._draw_label(frame, track_id, left, top)
+                self._draw_label(frame, track_id, class_id, left, top)
         return frame
 
     def _extend_trails(self, result: FrameResult) -> None:
@@ -88,8 +93,8 @@ class TrackDrawer:
         if len(points) > 1:
             cv2.polylines(frame, [points], False, track_colour(track_id), self._line)
 
-    def _draw_label(self, frame: Frame, track_id: int, left: int, top: int) -> None:
-        label = label_picture(track_id, self._text_scale)
+    def _draw_label(self, frame: Frame, track_id: int, class_id: int | None, left: int, top: int) -> None:
+        label = label_picture(track_id, self._text_scale, class_id)
         height, width = label.shape[:2]
         # Above the box, or inside it where the box touches the frame's upper edge; never outside the frame.
         x = min(max(left, 0), frame.shape[1] - width)
@@ -100,12 +105,12 @@ class TrackDrawer:
 
 
 @lru_cache(maxsize=1024)
-def label_picture(track_id: int, scale: float) -> Frame:
-    """An id on a patch of its colour, (H, W, 3) uint8 BGR; black or white, whichever stands out.
+def label_picture(track_id: int, scale: float, class_id: int | None = None) -> Frame:
+    """An id, and a class where given, on a patch of the id's colour, (H, W, 3) uint8 BGR.
 
-    The weights are those of luminance in ITU-R BT.601.
+    It is written in black or white, whichever stands out; the weights are those of luminance in ITU-R BT.601.
     """
-    text = str(track_id)
+    text = str(track_id) if class_id is None else f"{track_id} c{class_id}"
     thickness = max(1, round(scale * 2))
     (width, height), baseline = cv2.getTextSize(text, _FONT, scale, thickness)
     margin = 2 + thickness

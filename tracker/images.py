@@ -59,6 +59,7 @@ class ImageSource:
     """
 
     live = False
+    timestamp: float | None = None  # a picture does not tell when in a video it was taken
 
     def __init__(
         self,
@@ -93,6 +94,9 @@ class ImageSource:
                     f"got {got[0]}x{got[1]}"
                 )
             yield image
+
+    def stop(self) -> None:
+        """Nothing to end: an image never keeps anyone waiting."""
 
     def close(self) -> None:
         """Nothing stays open between images."""

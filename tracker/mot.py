@@ -1,7 +1,8 @@
 """The MOTChallenge text format, in and out, and the description of its sequences.
 
 A row is `frame,id,left,top,width,height,score,class,visibility` (ground truth) or
-`frame,id,left,top,width,height,score,-1,-1,-1` (results): frames and ids from 1, pixels of the original image.
+`frame,id,left,top,width,height,score,-1,-1,-1` (results and detections; the first -1 is the class where there is more
+than one): frames and ids from 1, pixels of the original image.
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ from numpy.typing import NDArray
 
 from tracker.types import FrameResult, IntArray
 
+NO_CLASS = -1
+"""Stands in the class column where no class is given."""
+
+# A larger number is no coordinate, frame or id of anything, and its sums could leave float32.
+_LARGEST = 1e15
+
 
 class MotWriter:
     """Appends the result of each frame to a MOTChallenge file as soon as it is known.
@@ -25,12 +32,18 @@ class MotWriter:
     Each frame's rows reach the operating system in one piece, so a program that is killed leaves a file that is
     complete up to its last frame, and a disk that fills up leaves no half row.
 
+    Args:
+        path: the file; what it held before is lost.
+        with_classes: put each person's class in the eighth column. Else there is -1, "not given", as the benchmarks
+            of one class expect it: TrackEval's refuses results with a class above 1.
+
     Raises:
         OSError: the file cannot be created or written; the error names it.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, with_classes: bool = False) -> None:
         self.path = Path(path)
+        self._with_classes = with_classes
         self._file = self.path.open("wb", buffering=0)
         self._size = 0
 
@@ -38,10 +51,11 @@ class MotWriter:
         """Append one frame: one row a person, none where the frame is empty."""
         tlwh = result.xyxy.astype(np.float64)
         tlwh[:, 2:] -= tlwh[:, :2]
+        classes = result.classes.tolist() if self._with_classes else [NO_CLASS] * len(result)
         rows = "".join(
-            f"{result.frame},{track_id},{left:.2f},{top:.2f},{width:.2f},{height:.2f},{score:.4f},-1,-1,-1\n"
-            for track_id, (left, top, width, height), score in zip(
-                result.track_ids.tolist(), tlwh.tolist(), result.scores.tolist(), strict=True
+            f"{result.frame},{track_id},{left:.2f},{top:.2f},{width:.2f},{height:.2f},{score:.4f},{class_id},-1,-1\n"
+            for track_id, (left, top, width, height), score, class_id in zip(
+                result.track_ids.tolist(), tlwh.tolist(), result.scores.tolist(), classes, strict=True
             )
         ).encode()
         if not rows:
@@ -78,7 +92,7 @@ class MotRows:
         track_ids: (R,) int64; -1 in files of detections.
         tlwh: (R, 4) float64 left, top, width, height in pixels.
         scores: (R,) float64; in ground truth 0 marks a row to be ignored. 1 where the column is missing.
-        classes: (R,) int64; -1 where not given.
+        classes: (R,) int64; -1 where not given, or where columns 8 to 10 are a place in the world (MOT15).
         visibility: (R,) float64 in [0, 1]; -1 where not given.
     """
 
@@ -101,12 +115,12 @@ def read_mot(path: str | Path) -> MotRows:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: with `path:line`, a value that is not a finite number, a wrong number of fields, a frame or id
-            that is not a whole number, a frame below 1, a negative width or height.
+        ValueError: with `path:line`, a value that is not a finite number, a wrong number of fields, a frame, id or
+            class that is not a whole number, a frame below 1, a negative width or height.
     """
     path = Path(path)
     values: list[list[float]] = []
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 values.append(_parse_row(line, f"{path}:{number}"))
@@ -133,16 +147,21 @@ def _parse_row(line: str, where: str) -> list[float]:
             raise ValueError(f"{where}: {name}: expected a number, got {field.strip()!r}") from None
         if not math.isfinite(value):
             raise ValueError(f"{where}: {name}: expected a finite number, got {field.strip()!r}")
+        if abs(value) > _LARGEST:
+            raise ValueError(f"{where}: {name}: expected a number up to {_LARGEST:g}, got {field.strip()}")
         row.append(value)
-    for name, value in zip(("frame", "id"), row, strict=False):
-        if value != int(value):
-            raise ValueError(f"{where}: {name}: expected a whole number, got {value}")
+    row += [1.0, NO_CLASS, -1.0, -1.0][len(row) - 6 :]
+    if row[9] != -1:  # x, y and z in the world, no class
+        row[7:] = [NO_CLASS, -1.0, -1.0]
+    for column in (0, 1, 7):
+        if row[column] != int(row[column]):
+            raise ValueError(f"{where}: {_COLUMNS[column]}: expected a whole number, got {row[column]}")
     if row[0] < 1:
         raise ValueError(f"{where}: frame: expected a number from 1, got {int(row[0])}")
     for name, value in (("width", row[4]), ("height", row[5])):
         if value < 0:
             raise ValueError(f"{where}: {name}: expected a size of at least 0, got {value:g}")
-    return row + [1.0, -1.0, -1.0, -1.0][len(row) - 6 :]
+    return row
 
 
 @dataclass(frozen=True)

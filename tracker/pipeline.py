@@ -1,28 +1,19 @@
-"""From a source of frames to identities: decoding, detection and association at the same time."""
+"""From sources of frames to identities: decoding, detection and association at the same time."""
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+import contextlib
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any
 
+from tracker.live import LiveConfig
 from tracker.sources import Source, open_source
+from tracker.streams import Detector, Streams
 from tracker.tracker import Tracker, TrackerConfig
-from tracker.types import Detections, FrameResult
+from tracker.types import FrameResult
 from tracker.video import Frame
 
-# What a detector may return for a frame: `Detections`, or torchvision's dictionary of arrays.
-Detector = Callable[[list[Frame]], Sequence[Detections | Mapping[str, Any]]]
-
-_Batch = tuple[int, list[Frame], "Future[tuple[list[Detections], float]]"]
-
-# How long to wait for the decoder to let go when iteration ends early; a network stream may be slow to answer.
-_STOP_SECONDS = 5.0
+__all__ = ["Detector", "Pipeline", "Streams", "track", "track_many"]
 
 
 def track(
@@ -34,6 +25,7 @@ def track(
     end: int | None = None,
     workers: int = 1,
     batch_size: int = 1,
+    live: LiveConfig | None = None,
 ) -> Generator[tuple[Frame, FrameResult], None, None]:
     """Track the people in a video.
 
@@ -49,6 +41,7 @@ def track(
         end: number of the last frame, inclusive.
         workers: threads that call the detector at the same time, on different frames.
         batch_size: frames given to the detector in one call; more than 1 pays on a GPU.
+        live: what is done when a live source is too fast or breaks off; None is the default.
 
     Yields:
         Each frame (H, W, 3) uint8 BGR, in order, with its identities; `result.frame` is the frame's number in
@@ -60,130 +53,96 @@ def track(
         ValueError: impossible arguments, or a detector that returns something else.
     """
     if isinstance(source, (str, int, Path)):
-        source = open_source(source, start, end)
+        source = open_source(source, start, end, live)
     elif start is not None or end is not None:
         raise ValueError("start, end: expected None for a source that is already open")
     tracker = Tracker(config, source.frame_rate)
-    return iter(Pipeline(source, detector, tracker, workers=workers, batch_size=batch_size))
+    return iter(Pipeline(source, detector, tracker, workers=workers, batch_size=batch_size, live=live))
+
+
+def track_many(
+    sources: Sequence[str | int | Path | Source],
+    detector: Detector,
+    config: TrackerConfig | None = None,
+    *,
+    workers: int = 1,
+    batch_size: int = 1,
+    live: LiveConfig | None = None,
+    on_end: Callable[[int, BaseException | None], None] | None = None,
+) -> Generator[tuple[int, Frame, FrameResult], None, None]:
+    """Track the people in several videos or cameras at once, each with identities of its own, by one detector.
+
+        for index, frame, result in track_many(["door.mp4", "rtsp://10.0.0.5/hall"], load_detector()):
+            print(index, result.frame, result.track_ids)
+
+    Args:
+        sources: for each, what `open_source` takes, or an open source (closed at the end).
+        detector: see `track`; frames of several sources share a batch.
+        config: settings of every tracker.
+        workers: threads that call the detector at the same time, on different frames.
+        batch_size: frames given to the detector in one call.
+        live: what is done when a live source is too fast or breaks off; None is the default.
+        on_end: told when a source is over, and why if it failed; see `Streams`.
+
+    Yields:
+        The position of a source in `sources`, and as from `track` its next frame with the identities; in order within
+        each source, while the sources mix as they come.
+
+    Raises:
+        FileNotFoundError: no such source.
+        SourceError: a source cannot be opened; or, when all others have come to their end, one broke off.
+        ValueError: impossible arguments, or a detector that returns something else.
+    """
+    with contextlib.ExitStack() as opened:
+        ready: list[Source] = []
+        for source in sources:
+            if isinstance(source, (str, int, Path)):
+                source = open_source(source, live=live)
+                opened.callback(source.close)
+            ready.append(source)
+        trackers = [Tracker(config, source.frame_rate) for source in ready]
+        streams = Streams(ready, detector, trackers, workers=workers, batch_size=batch_size, live=live, on_end=on_end)
+        opened.pop_all()  # whoever iterates closes them
+    return iter(streams)
 
 
 class Pipeline:
-    """One pass over a source: a thread decodes, others detect, and whoever iterates associates.
-
-    Frames wait in a short queue between the stages, so memory stays bounded however long the source is. A live
-    source is not held up: a frame that finds the queue full is dropped, and the numbers count the frames that were
-    processed.
+    """One pass over one source: `Streams` of one.
 
     Attributes:
-        seconds: time spent so far in `decode`, `detect` (summed over the workers) and `associate`. The stages
-            overlap, so their sum can exceed the time on the clock.
-        dropped: frames of a live source that were dropped.
+        source: the source.
+        seconds: time spent so far in each stage, as in `Streams`.
 
     Args:
         source: an open source; closed when iteration ends, however it ends.
         detector: see `track`.
         tracker: gets every frame once, in order.
         workers: threads that call the detector.
-        batch_size: frames per call of the detector; 1 for a live source, which is not to wait.
+        batch_size: frames per call of the detector; frames of a live source do not wait for others.
+        live: what is done when frames of a live source wait; None is the default.
     """
 
     def __init__(
-        self, source: Source, detector: Detector, tracker: Tracker, *, workers: int = 1, batch_size: int = 1
+        self,
+        source: Source,
+        detector: Detector,
+        tracker: Tracker,
+        *,
+        workers: int = 1,
+        batch_size: int = 1,
+        live: LiveConfig | None = None,
     ) -> None:
-        for name, value in (("workers", workers), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
         self.source = source
-        self.seconds = {"decode": 0.0, "detect": 0.0, "associate": 0.0}
-        self.dropped = 0
-        self._detector = detector
-        self._tracker = tracker
-        self._workers = workers
-        self._batch_size = 1 if source.live else batch_size
-        # Every worker has one batch in hand and one waiting; exceptions and the end travel in the same queue.
-        self._queue: queue.Queue[_Batch | BaseException | None] = queue.Queue(2 * workers + 1)
-        self._stop = threading.Event()
+        self._streams = Streams([source], detector, [tracker], workers=workers, batch_size=batch_size, live=live)
+        self.seconds = self._streams.seconds
+
+    @property
+    def dropped(self) -> int:
+        """Frames of a live source that were dropped."""
+        return self._streams.dropped[0]
 
     def __iter__(self) -> Generator[tuple[Frame, FrameResult], None, None]:
         """Frames with their results, in order; see `track`."""
-        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="detect")
-        decoder = threading.Thread(target=self._decode, args=(pool,), name="decode", daemon=True)
-        decoder.start()
-        try:
-            while (item := self._queue.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                first, frames, future = item
-                detected, seconds = future.result()
-                self.seconds["detect"] += seconds
-                for number, (frame, detections) in enumerate(zip(frames, detected, strict=True), start=first):
-                    started = time.perf_counter()
-                    result = replace(self._tracker.update(detections), frame=number)
-                    self.seconds["associate"] += time.perf_counter() - started
-                    yield frame, result
-        finally:
-            self._shut_down(decoder, pool)
-
-    def _decode(self, pool: ThreadPoolExecutor) -> None:
-        """Body of the decoding thread: whatever ends it, the consumer hears of it after the frames before."""
-        try:
-            self._hand_out(pool)
-            last: BaseException | None = None
-        except BaseException as error:  # raised again by whoever iterates
-            last = error
-        if not self._stop.is_set():
-            self._queue.put(last)
-
-    def _hand_out(self, pool: ThreadPoolExecutor) -> None:
-        """Read frames and hand them to the detecting threads."""
-        number = self.source.first_frame
-        batch: list[Frame] = []
-
-        def submit() -> None:
-            nonlocal number, batch
-            if batch:
-                self._queue.put((number, batch, pool.submit(self._detect, batch)))
-                number += len(batch)
-                batch = []
-
-        frames = iter(self.source)
-        while not self._stop.is_set():
-            started = time.perf_counter()
-            try:
-                frame = next(frames, None)
-            except BaseException:
-                submit()
-                raise
-            finally:
-                self.seconds["decode"] += time.perf_counter() - started
-            if frame is None:
-                submit()
-                return
-            if self.source.live and self._queue.full():
-                self.dropped += 1
-                continue
-            batch.append(frame)
-            if len(batch) == self._batch_size:
-                submit()
-
-    def _detect(self, frames: list[Frame]) -> tuple[list[Detections], float]:
-        started = time.perf_counter()
-        outputs = self._detector(frames)
-        if len(outputs) != len(frames):
-            raise ValueError(f"detector: expected {len(frames)} results for as many frames, got {len(outputs)}")
-        detections = [
-            output if isinstance(output, Detections) else Detections.from_torchvision(output) for output in outputs
-        ]
-        return detections, time.perf_counter() - started
-
-    def _shut_down(self, decoder: threading.Thread, pool: ThreadPoolExecutor) -> None:
-        self._stop.set()
-        deadline = time.monotonic() + _STOP_SECONDS
-        # The decoder may be waiting for room in the queue; making room lets it see that it is to stop.
-        while decoder.is_alive() and time.monotonic() < deadline:
-            while not self._queue.empty():
-                self._queue.get_nowait()
-            decoder.join(0.02)
-        pool.shutdown(wait=True, cancel_futures=True)
-        if not decoder.is_alive():  # closing a source under a thread that is reading it would crash
-            self.source.close()
+        with contextlib.closing(iter(self._streams)) as results:
+            for _, frame, result in results:
+                yield frame, result

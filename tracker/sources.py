@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -12,8 +14,9 @@ import cv2
 import numpy as np
 
 from tracker.images import IMAGE_SUFFIXES, ImageSource, list_images, natural_key
+from tracker.live import LiveConfig, log_message, open_live
 from tracker.mot import read_seqinfo
-from tracker.video import Frame, SourceError, VideoSource, check_range
+from tracker.video import Frame, SourceError, VideoSource, check_range, without_secrets
 
 __all__ = ["CameraSource", "Source", "SourceError", "open_source"]
 
@@ -28,15 +31,25 @@ class Source(Protocol):
     frame_count: int | None
     first_frame: int
     live: bool
+    timestamp: float | None
 
     def __iter__(self) -> Iterator[Frame]:
-        """Frames (H, W, 3) uint8 BGR, once."""
+        """Frames (H, W, 3) uint8 BGR, once; `timestamp` is that of the frame yielded last."""
+
+    def stop(self) -> None:
+        """Make an iteration in another thread end soon, should it be waiting."""
 
     def close(self) -> None:
         """Release what the source holds."""
 
 
-def open_source(source: str | int | Path, start: int | None = None, end: int | None = None) -> Source:
+def open_source(
+    source: str | int | Path,
+    start: int | None = None,
+    end: int | None = None,
+    live: LiveConfig | None = None,
+    on_message: Callable[[str], None] = log_message,
+) -> Source:
     """Open what a user names as the input.
 
     Args:
@@ -45,6 +58,9 @@ def open_source(source: str | int | Path, start: int | None = None, end: int | N
             glob of images such as `frames/*.jpg`.
         start: 1-based number of the first frame to give, 1 by default.
         end: number of the last one, to the end by default.
+        live: for a camera or a live stream: what to do when it breaks off; None is `LiveConfig()`, which tries again
+            for a minute.
+        on_message: told, a line each time, what happens then; from the thread that iterates. Logs by default.
 
     Raises:
         FileNotFoundError: no such file or folder.
@@ -53,9 +69,9 @@ def open_source(source: str | int | Path, start: int | None = None, end: int | N
     """
     text = str(source)
     if isinstance(source, int) or text.isdecimal():
-        return CameraSource(int(text), start, end)
+        return open_live(partial(CameraSource, int(text)), f"camera {int(text)}", start, end, live, on_message)
     if "://" in text:
-        return VideoSource(text, start, end)
+        return open_live(partial(VideoSource, text), without_secrets(text), start, end, live, on_message)
     path = Path(text)
     if path.is_dir():
         return _open_folder(path, start, end)
@@ -119,17 +135,24 @@ class CameraSource:
             raise SourceError(f"{self.location}: cannot be opened; is it connected, and free?")
         self.size: tuple[int, int] = (frame.shape[1], frame.shape[0])
         self.frame_rate: float | None = self._capture.get(cv2.CAP_PROP_FPS) or None
+        self.timestamp: float | None = None
+        self._stopped = False
 
     def __iter__(self) -> Iterator[Frame]:
         """Frames (H, W, 3) uint8 BGR until the wanted end."""
         number = 0
-        while number != self._last_frame:
+        while number != self._last_frame and not self._stopped:
             frame = self._capture.read()[1]
+            self.timestamp = time.monotonic()
             if frame is None:
                 raise SourceError(f"{self.location}: stopped at frame {number}: no frame arrived")
             number += 1
             if number >= self.first_frame:
                 yield np.asarray(frame, np.uint8)
+
+    def stop(self) -> None:
+        """Make an iteration in another thread end with the frame that it waits for."""
+        self._stopped = True
 
     def close(self) -> None:
         """Free the camera."""

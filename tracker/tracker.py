@@ -32,6 +32,8 @@ _TINY = float(np.finfo(np.float32).tiny)
 _JITTER = 0.1
 # Times in frame periods are sums of rounded steps.
 _ROUNDING = 1e-6
+# Under a moving camera, motion since this long ago counts for `min_motion`.
+_FORGET_SECONDS = 2.0
 # A direction is taken over at most so many matched frames, whatever the frame rate.
 _LONGEST_PATH = 60
 # A gap is repeated in at most so many steps.
@@ -59,7 +61,9 @@ class Tracker:
         self.frame_rate = float(frame_rate) if frame_rate is not None and known else DEFAULT_FRAME_RATE
         self._buffer_frames = max(1, round(self.config.track_buffer * self.frame_rate))
         self._rematch_frames = round(self.config.iou_rematch_seconds * self.frame_rate)
-        self._coast_frames = self.config.coast_seconds * self.frame_rate + _ROUNDING
+        coast = self.config.coast_seconds
+        self._coast_frames = coast * self.frame_rate + _ROUNDING if coast else -1.0
+        self._forget_frames = max(1.0, _FORGET_SECONDS * self.frame_rate)
         self._path_length = 1 + min(max(1, round(self.config.direction_seconds * self.frame_rate)), _LONGEST_PATH)
         self.reset()
 
@@ -164,6 +168,9 @@ class Tracker:
         tracks.mean[tracks.state != TRACKED, growing] = 0
         if affine is not None:
             tracks.move(affine, state)
+            # Every estimate errs a little, and errors add up: what stands still would seem to have come a long way.
+            centre = (tracks.box[:, :2] + tracks.box[:, 2:]) / 2
+            tracks.birthplace += (centre - tracks.birthplace) * min(1.0, step / self._forget_frames)
         least = _LEAST_GROWTH * tracks.mean[:, 2:4]
         tracks.mean, tracks.covariance = kalman.predict(tracks.mean, tracks.covariance, step, state)
         tracks.mean[:, 2:4] = np.maximum(tracks.mean[:, 2:4], least)  # no size goes through zero

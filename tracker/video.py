@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -17,11 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracker.containers import declared_end
+from tracker.timestamps import LiveClock, RisingClock
 
 Frame = NDArray[np.uint8]
 
 # Seconds to wait for a stream to open and for each read, so that a dead camera is an error and no hang.
 _STREAM_TIMEOUT = 15.0
+# Some streams come in bursts of seconds (HLS). What is earlier than this waits, so that it is not dropped in a jam.
+_EARLY_SECONDS = 0.5
 # A full-range picture needs another conversion than the fast one below.
 _FULL_RANGE = 2
 _QUARTER_TURNS = {
@@ -53,6 +57,12 @@ def check_range(start: int | None, end: int | None) -> tuple[int, int | None]:
     return first, end
 
 
+def without_secrets(address: str) -> str:
+    """An address with user, password and keys hidden, fit to be shown: `rtsp://***@host/x?token=***`."""
+    address = re.sub(r"(?<=://)[^/\s]*@", "***@", address)
+    return re.sub(r"(?i)([?&][^=&]*(?:user|pass|pwd|token|secret|key|auth)[^=&]*=)[^&#\s]*", r"\1***", address)
+
+
 def available_cores() -> int:
     """Processor cores that this program may use; fewer than the machine has in many containers."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -73,7 +83,7 @@ class VideoSource:
     turns out to be cut or damaged yields every frame before the damage and then raises.
 
     Attributes:
-        location: the path or address as given.
+        location: the path or address as given, without user and password.
         name: the file's stem, or the last part of the address.
         frame_rate: frames per second, None where the container does not say.
         size: (width, height) in pixels after rotation.
@@ -81,6 +91,8 @@ class VideoSource:
             off by a few. None for a stream.
         first_frame: 1-based number of the first frame that iteration yields.
         live: True where frames arrive in real time.
+        timestamp: time of the frame yielded last in seconds, rising: in the file; of a live stream, on the clock of
+            `time.monotonic`. None where the file does not say.
 
     Raises:
         SourceError: not a video, no picture in it, or (while iterating) cut, damaged, or changing its size.
@@ -89,9 +101,12 @@ class VideoSource:
     """
 
     def __init__(self, location: str | Path, start: int | None = None, end: int | None = None) -> None:
-        self.location = str(location)
+        self._address = str(location)
+        self._is_stream = "://" in self._address
+        self.location = without_secrets(self._address) if self._is_stream else self._address
         self.first_frame, self._last_frame = check_range(start, end)
-        self._is_stream = "://" in self.location
+        self.timestamp: float | None = None
+        self._stopped = False
         self._container = self._open()
         try:
             self._stream = self._video_stream(codec_threads())
@@ -101,16 +116,17 @@ class VideoSource:
             self.frame_rate: float | None = float(rate) if rate else None
             self.frame_count: int | None = self._stream.frames or round((seconds or 0) * (rate or 0)) or None
             self.live = self._is_stream and seconds is None
-            self._frames = self._decode()
-            self._head = self._first_wanted()
+            self._frames = self._timed()
+            self._head: tuple[Any, float | None] | None = self._first_wanted()
         except BaseException:
             self._container.close()
             raise
-        width, height = self._head.width, self._head.height
-        self.size: tuple[int, int] = (height, width) if self._rotation(self._head) in (90, 270) else (width, height)
+        picture = self._head[0]
+        width, height = picture.width, picture.height
+        self.size: tuple[int, int] = (height, width) if self._rotation(picture) in (90, 270) else (width, height)
         self.name = Path(self.location).stem
         if self._is_stream:
-            tail = self.location.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
+            tail = self.location.split("?")[0].rstrip("/").rsplit("/", 1)[-1].rsplit("@", 1)[-1]
             self.name = re.sub(r"[^\w.-]", "_", Path(tail).stem) or "stream"
 
     def _open(self) -> Any:
@@ -120,14 +136,15 @@ class VideoSource:
                 raise FileNotFoundError(f"{path}: no such file")
             if path.is_file() and path.stat().st_size == 0:
                 raise SourceError(f"{path}: the file is empty")
-        options = {"rtsp_transport": "tcp"} if self.location.startswith("rtsp") else {}
+        options = {"rtsp_transport": "tcp"} if self._address.startswith("rtsp") else {}
         timeout = (_STREAM_TIMEOUT, _STREAM_TIMEOUT) if self._is_stream else None
         try:
-            return av.open(self.location, options=options, timeout=timeout)
+            return av.open(self._address, options=options, timeout=timeout)
         except (av.error.InvalidDataError, av.error.EOFError):
             raise SourceError(f"{self.location}: not a video, or cut before its index") from None
         except (av.error.FFmpegError, OSError) as error:
-            raise SourceError(f"{self.location}: cannot be opened: {error.strerror or error}") from None
+            reason = without_secrets(error.strerror or str(error))
+            raise SourceError(f"{self.location}: cannot be opened: {reason}") from None
 
     def _video_stream(self, threads: int) -> Any:
         streams = self._container.streams.video
@@ -141,11 +158,24 @@ class VideoSource:
         stream.codec_context.thread_count = threads
         return stream
 
-    def _first_wanted(self) -> Any:
+    def _timed(self) -> Iterator[tuple[Any, float | None]]:
+        """Decoded frames with their times."""
+        live_clock, clock = LiveClock(self.frame_rate), RisingClock(self.frame_rate)
+        for frame in self._decode():
+            seconds = None if frame.pts is None else float(frame.pts * self._stream.time_base)
+            if not self.live:
+                yield frame, clock(seconds)
+                continue
+            arrival = time.monotonic()
+            shown = live_clock(seconds, arrival)
+            time.sleep(max(0.0, shown - arrival - _EARLY_SECONDS))
+            yield frame, shown
+
+    def _first_wanted(self) -> tuple[Any, float | None]:
         number = 0
-        for number, frame in enumerate(self._frames, start=1):
+        for number, timed in enumerate(self._frames, start=1):
             if number == self.first_frame:
-                return frame
+                return timed
         if number == 0:
             raise SourceError(f"{self.location}: no frame could be decoded")
         raise SourceError(f"{self.location}: start frame {self.first_frame} lies behind the last, {number}")
@@ -154,8 +184,10 @@ class VideoSource:
         """Frames (H, W, 3) uint8 BGR from `first_frame` to the wanted end; a source is iterated once."""
         head, self._head = self._head, None
         number = self.first_frame
-        while head is not None:
-            yield self._to_bgr(head, number)
+        while head is not None and not self._stopped:
+            image = self._to_bgr(head[0], number)
+            self.timestamp = head[1]
+            yield image
             if number == self._last_frame:
                 return
             number += 1
@@ -190,7 +222,7 @@ class VideoSource:
         any_good = False
         damage = None
         packets = self._container.demux(self._stream)
-        while damage is None:
+        while damage is None and not self._stopped:
             packet = None
             try:
                 packet = next(packets, None)
@@ -210,7 +242,8 @@ class VideoSource:
                     break
                 any_good |= not frame.is_corrupt
                 yield frame
-        raise _DamageError(damage)
+        if damage is not None:
+            raise _DamageError(damage)
 
     def _remaining(self) -> list[Any]:
         """Frames that the decoder still holds after an error."""
@@ -248,6 +281,10 @@ class VideoSource:
                 f"got {got[0]}x{got[1]}"
             )
         return image
+
+    def stop(self) -> None:
+        """Make an iteration in another thread end soon; a silent stream takes up to its timeout."""
+        self._stopped = True
 
     def close(self) -> None:
         """Close the file or connection."""

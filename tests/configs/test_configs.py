@@ -126,6 +126,18 @@ def test_an_unknown_section_names_the_near_ones(tmp_path):
         load_config(None, ["zzz.a=1"], SCHEMA)
 
 
+def test_sections_of_others_are_passed_over(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("detector:\n  anything: 1\ntracker:\n  score_thresh: 0.5\n")
+    overrides = ("detector.more=2", "tracker.buffer_frames=3")
+    sections = load_config(file, overrides, {"tracker": TrackerPart}, others=["detector"])
+    assert sections == {"tracker": TrackerPart(score_thresh=0.5, buffer_frames=3)}
+    with pytest.raises(ValueError, match=r"unknown section: 'zzz'; expected one of: tracker, detector"):
+        load_config(file, ["zzz.a=1"], {"tracker": TrackerPart}, others=["detector"])
+    with pytest.raises(ValueError, match=r"config\.yaml:1: unknown section: 'detector'"):
+        load_config(file, [], {"tracker": TrackerPart})
+
+
 def test_a_wrong_type_in_a_file_names_its_line(tmp_path):
     with pytest.raises(ValueError, match=r"config\.yaml:4: detector\.lr: expected float"):
         load_text(tmp_path, "tracker:\n  buffer_frames: 3\ndetector:\n  lr: fast\n")

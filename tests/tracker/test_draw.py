@@ -45,6 +45,15 @@ def test_label_stands_out_from_its_patch() -> None:
         assert np.abs(luminance - background).max() > 90
 
 
+def test_classes_are_written_only_where_wanted() -> None:
+    for with_classes, class_id in ((False, None), (True, 0)):
+        frame = grey()
+        TrackDrawer((480, 360), with_classes=with_classes).draw(frame, result(1, [7], [[100, 80, 200, 280]]))
+        patch = label_picture(7, 0.35, class_id)
+        assert cv2.matchTemplate(frame, patch, cv2.TM_SQDIFF).min() < 1000
+    assert label_picture(7, 0.35, 0).shape[1] > label_picture(7, 0.35).shape[1]
+
+
 def test_labels_of_boxes_at_the_edges_stay_inside() -> None:
     for box in ([0, 0, 50, 100], [450, -20, 520, 80], [400, 300, 500, 400], [-30, 340, 20, 420]):
         frame = grey()

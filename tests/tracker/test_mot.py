@@ -1,4 +1,5 @@
 import errno
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,29 @@ def test_row_is_what_the_format_says(tmp_path: Path) -> None:
     with MotWriter(path) as writer:
         writer.write(result(7, [3], [[-1.5, 2, 10.25, 30]]))
     assert path.read_text() == "7,3,-1.50,2.00,11.75,28.00,0.5000,-1,-1,-1\n"
+
+
+def test_classes_are_written_on_request(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    given = result(1, [1, 2], [[0, 0, 5, 5], [1, 1, 4, 9]])
+    with MotWriter(path, with_classes=True) as writer:
+        writer.write(replace(given, classes=np.array([0, 7])))
+    assert path.read_text() == "1,1,0.00,0.00,5.00,5.00,0.5000,0,-1,-1\n1,2,1.00,1.00,3.00,8.00,1.0000,7,-1,-1\n"
+    assert read_mot(path).classes.tolist() == [0, 7]
+
+
+def test_a_place_in_the_world_is_no_class(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("1,1,88,99,61.08,218.56,1,4.4852,5.5016,0\n1,2,88,99,61,218,1,3,-1,-1\n1,2,88,99,61,218,1,3,0.5\n")
+    rows = read_mot(path)
+    assert rows.classes.tolist() == [-1, 3, 3]
+    assert rows.visibility.tolist() == [-1, -1, 0.5]
+
+
+def test_byte_order_mark_and_line_ends_of_windows(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbf1,-1,0,0,5,5,0.5\r\n2,-1,0,0,5,5,0.5\r\n")
+    assert read_mot(path).frames.tolist() == [1, 2]
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -110,6 +134,9 @@ def test_half_written_rows_are_taken_back(tmp_path: Path, monkeypatch: pytest.Mo
         ("1,2.5,0,0,5,5,1", r"a\.txt:3: id: expected a whole number, got 2.5"),
         ("1,1,nan,0,5,5,1", r"a\.txt:3: left: expected a finite number, got 'nan'"),
         ("1,1,0,inf,5,5,1", r"a\.txt:3: top: expected a finite number, got 'inf'"),
+        ("1,1,0,0,1e39,5,1", r"a\.txt:3: width: expected a number up to 1e\+15, got 1e39"),
+        ("1e300,1,0,0,5,5,1", r"a\.txt:3: frame: expected a number up to 1e\+15, got 1e300"),
+        ("1,1,0,0,5,5,1,2.5", r"a\.txt:3: class: expected a whole number, got 2.5"),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, line: str, message: str) -> None:

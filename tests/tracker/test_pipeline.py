@@ -4,43 +4,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
-from tests.tracker.clips import SQUARE, find_square, scene, square_left, write_clip
+from tests.tracker.clips import SQUARE, find_square, scene, square_left, write_clip, write_images
+from tests.tracker.feeds import FakeSource, write_timed_clip
+from tracker import camera_motion
+from tracker.live import LiveConfig
 from tracker.pipeline import Pipeline, track
 from tracker.sources import open_source
 from tracker.tracker import Tracker, TrackerConfig
-from tracker.types import Detections
+from tracker.types import Detections, FrameResult
 from tracker.video import SourceError
-
-
-class FakeSource:
-    """Frames out of memory; can fail, be slow, and be live."""
-
-    location = name = "fake"
-    frame_rate = 25.0
-    size = (96, 64)
-    first_frame = 1
-
-    def __init__(self, count: int = 20, live: bool = False, delay: float = 0.0, error: Exception | None = None) -> None:
-        self.frame_count = count
-        self.live = live
-        self.delay = delay
-        self.error = error
-        self.given = 0
-        self.closed = False
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        for number in range(1, self.frame_count + 1):
-            time.sleep(self.delay)
-            self.given = number
-            yield scene(number)
-        if self.error:
-            raise self.error
-
-    def close(self) -> None:
-        self.closed = True
 
 
 @pytest.fixture(autouse=True)
@@ -192,10 +168,13 @@ def test_live_source_is_read_on_while_the_detector_is_busy() -> None:
         return find_square(frames)
 
     source = FakeSource(100, live=True, delay=0.003)
-    pipeline = Pipeline(source, detector, Tracker(), batch_size=8)
-    numbers = [result.frame for _, result in pipeline]
-    assert pipeline.dropped > 20
-    assert numbers == list(range(1, 101 - pipeline.dropped))
+    pipeline = Pipeline(source, detector, Tracker(), live=LiveConfig(max_latency=0.05))
+    seen = list(pipeline)
+    assert pipeline.dropped > 50
+    assert [result.frame for _, result in seen] == list(range(1, 101 - pipeline.dropped))
+    lefts = [square_left(frame) for frame, _ in seen]
+    assert lefts[-1] != lefts[-2]
+    assert (seen[-1][0] == scene(100)).all()  # the newest is always kept
 
 
 def test_recorded_source_loses_nothing_to_a_slow_detector() -> None:
@@ -233,3 +212,110 @@ def test_bad_arguments() -> None:
         track(FakeSource(1), find_square, start=2)
     with pytest.raises(FileNotFoundError, match=r"gone\.mp4"):
         track("gone.mp4", find_square)
+
+
+class StubTracker:
+    """Keeps what the pipeline tells it, and finds nobody."""
+
+    def __init__(self, camera_motion: str = "none") -> None:
+        self.config = TrackerConfig(camera_motion=camera_motion)
+        self.seconds: list[float | None] = []
+        self.motions: list[np.ndarray | None] = []
+
+    def update(self, detections: Detections, *, seconds: float | None, camera_motion: np.ndarray | None) -> FrameResult:
+        self.seconds.append(seconds)
+        self.motions.append(camera_motion)
+        return Tracker().update(detections)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_every_frame_keeps_its_time(batch_size: int) -> None:
+    times = [0.0, 0.04, 0.5, 0.54, 2.0, None, 2.1, 7.5, 7.6, 7.7]
+    tracker = StubTracker()
+    list(Pipeline(FakeSource(10, times=times), find_square, tracker, workers=3, batch_size=batch_size))
+    assert tracker.seconds == times
+
+
+def test_times_of_dropped_frames_are_left_out() -> None:
+    def detector(frames: list[np.ndarray]) -> list[Detections]:
+        time.sleep(0.02)
+        return find_square(frames)
+
+    tracker = StubTracker()
+    source = FakeSource(50, live=True, delay=0.004, times=[i / 10 for i in range(1, 51)])
+    shown = [frame for frame, _ in Pipeline(source, detector, tracker, live=LiveConfig(max_latency=0))]
+    assert len(shown) < 30
+    of_left = {square_left(scene(i)): i / 10 for i in range(1, 51)}
+    assert tracker.seconds == [of_left[square_left(frame)] for frame in shown]
+
+
+def test_images_have_no_times(tmp_path: Path) -> None:
+    tracker = StubTracker()
+    list(Pipeline(open_source(write_images(tmp_path / "walk", 3)), find_square, tracker))
+    assert tracker.seconds == [None] * 3
+
+
+def test_a_gap_in_a_file_of_variable_rate_is_a_gap_for_the_tracker(tmp_path: Path) -> None:
+    def ids(pause: int) -> set[int]:
+        times = [40 * i + (pause if i >= 10 else 0) for i in range(20)]
+        path = write_timed_clip(tmp_path / f"{pause}.mkv", times)
+        results = list(track(path, find_square, TrackerConfig(track_buffer=1.0)))
+        return {i for _, result in results for i in result.track_ids.tolist()}
+
+    assert ids(0) == {1}
+    # The person goes on a pixel a frame, but what happens in a pause of a minute nobody knows.
+    assert ids(60_000) == {1, 2}
+
+
+def test_camera_motion_is_estimated_where_the_tracker_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    class FakeMotion:
+        def __init__(self, method: str) -> None:
+            self.method = method
+            self.count = 0
+
+        def estimate(self, frame: np.ndarray, xyxy: np.ndarray) -> np.ndarray:
+            self.count += 1
+            assert (frame == scene(self.count)).all()
+            assert abs(xyxy[0, 0] - square_left(frame)) < 3
+            return np.array([[1, 0, self.count], [0, 1, len(self.method)]], float)
+
+    monkeypatch.setattr(camera_motion, "CameraMotion", FakeMotion)
+    tracker = StubTracker("sparse")
+    pipeline = Pipeline(FakeSource(10), find_square, tracker, workers=3)
+    assert list(pipeline.seconds) == ["decode", "detect", "motion", "associate"]
+    assert len(list(pipeline)) == 10
+    assert [motion[:, 2].tolist() for motion in tracker.motions] == [[i, 6] for i in range(1, 11)]
+    assert pipeline.seconds["motion"] > 0
+    still = StubTracker()
+    pipeline = Pipeline(FakeSource(3), find_square, still)
+    list(pipeline)
+    assert still.motions == [None] * 3
+    assert list(pipeline.seconds) == ["decode", "detect", "associate"]
+
+
+def test_a_person_is_followed_while_the_camera_trembles() -> None:
+    rng = np.random.default_rng(0)
+    wall = cv2.GaussianBlur(rng.integers(0, 120, (240, 900, 3), dtype=np.uint8), (5, 5), 0)
+
+    class Trembling(FakeSource):
+        def __iter__(self) -> Iterator[np.ndarray]:
+            for number in range(20):
+                left = 30 * (number % 2) * (number > 4)
+                view = wall[:, left : left + 320].copy()
+                view[60:76, 220 - left : 236 - left] = 255
+                yield view
+
+    def detector(frames: list[np.ndarray]) -> list[Detections]:
+        found = []
+        for frame in frames:
+            x, y, w, h = cv2.boundingRect((frame.min(axis=2) > 200).astype(np.uint8))
+            found.append(Detections(np.array([[x, y, x + w, y + h]]), np.array([0.9])))
+        return found
+
+    def ids(method: str) -> list[list[int]]:
+        config = TrackerConfig(camera_motion=method)
+        results = [result for _, result in track(Trembling(size=(320, 240)), detector, config)]
+        return [result.track_ids.tolist() for result in results]
+
+    assert ids("sparse") == [[1]] * 20
+    assert ids("none").count([1]) < 15

@@ -1,3 +1,5 @@
+import contextlib
+import time
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 from tests.tracker.clips import scene, write_clip, write_images
 from tracker import sources
 from tracker.images import ImageSource
+from tracker.live import LiveConfig, ReconnectingSource
 from tracker.sources import CameraSource, SourceError, open_source
 from tracker.video import VideoSource
 
@@ -87,12 +90,33 @@ class FakeCapture:
 
 def test_camera_gives_frames_until_it_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources.cv2, "VideoCapture", FakeCapture)
-    camera = open_source("0", end=4)
+    camera = open_source("0", end=4, live=LiveConfig(give_up_after=0))
     assert isinstance(camera, CameraSource)
     assert (camera.name, camera.frame_rate, camera.size, camera.live) == ("camera0", 15.0, (96, 64), True)
-    assert len(list(camera)) == 4
-    camera = open_source(0)
+    before = time.monotonic()
+    times = [camera.timestamp for _ in camera]
+    assert len(times) == 4
+    assert before < times[0] < times[1] < times[2] < times[3] < time.monotonic()
+    camera = open_source(0, live=LiveConfig(give_up_after=0))
     with pytest.raises(SourceError, match="camera 0: stopped at frame 10: no frame arrived"):
         list(camera)
     camera.close()
     assert camera._capture.released
+
+
+def test_camera_that_stops_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources.cv2, "VideoCapture", FakeCapture)
+    said: list[str] = []
+    with contextlib.closing(open_source(0, end=25, live=LiveConfig(first_wait=0.01), on_message=said.append)) as camera:
+        assert isinstance(camera, ReconnectingSource)
+        assert (camera.name, camera.frame_rate, camera.size, camera.live) == ("camera0", 15.0, (96, 64), True)
+        assert len(list(camera)) == 25  # ten, ten again, and five
+    lost = "camera 0: connection lost (stopped at frame 10: no frame arrived), trying again in 0.01 s"
+    assert said == [lost, "camera 0: connected after 0 s"] * 2
+
+
+def test_what_is_recorded_is_not_opened_again(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "a.mp4", 3)
+    source = open_source(clip, live=LiveConfig(give_up_after=None))
+    assert isinstance(source, VideoSource)
+    assert len(list(source)) == 3

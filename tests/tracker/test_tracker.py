@@ -10,23 +10,13 @@ import numpy as np
 import psutil
 import pytest
 
+from configs import load_config
 from tracker import Detections, Tracker, TrackerConfig
 from tracker import config as config_module
 from tracker.boxes import iou, tlwh_to_xyxy
 
-# Every stage at the values of Wang et al., ECCV 2020, and their published code's Euclidean distance.
-JDE = TrackerConfig(
-    score_thresh=0.5,
-    low_score_thresh=None,
-    birth_thresh=0.5,
-    embedding_metric="euclidean",
-    embedding_thresh=0.7,
-    iou_thresh=0.5,
-    iou_rematch_seconds=0,
-    track_buffer=1.0,
-    sure_thresh=0,
-    output="filtered",
-)
+# The published association, as it ships.
+JDE = load_config("tracker_jde", (), {"tracker": TrackerConfig})["tracker"]
 
 
 def standing(*lefts, score=0.9, looks=None, top=100.0, width=40.0, height=100.0):

@@ -1,5 +1,7 @@
 import itertools
 import struct
+import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,9 +11,17 @@ import numpy as np
 import pytest
 
 from tests.tracker.clips import SIZE, scene, square_left, write_clip
+from tests.tracker.feeds import sends, served, write_timed_clip
 from tracker import video
 from tracker.containers import declared_end
-from tracker.video import SourceError, VideoSource
+from tracker.video import SourceError, VideoSource, without_secrets
+
+
+@pytest.fixture(params=[1, 4])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Decoding threads, as on a small and on a large machine."""
+    monkeypatch.setattr(video, "codec_threads", lambda: request.param)
+    return request.param
 
 
 def read(path: Path, **span: int) -> list[np.ndarray]:
@@ -92,6 +102,108 @@ def test_impossible_ranges(tmp_path: Path, start: int, end: int | None, message:
         VideoSource(write_clip(tmp_path / "a.mp4", 3), start, end)
 
 
+def times(path: Path, **span: int) -> list[float | None]:
+    with VideoSource(path, **span) as source:
+        assert source.timestamp is None
+        return [source.timestamp for _ in source]
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_times_of_a_file_of_variable_rate(tmp_path: Path, suffix: str) -> None:
+    shown = [0, 40, 80, 500, 510, 2000, 2033, 2066, 60_000, 60_040]
+    path = write_timed_clip(tmp_path / f"a{suffix}", shown)
+    assert times(path) == pytest.approx([t / 1000 for t in shown], abs=1e-3)
+    assert times(path, start=6, end=8) == pytest.approx([2.0, 2.033, 2.066], abs=1e-3)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".avi"])
+def test_times_rise_in_every_container(tmp_path: Path, suffix: str, threads: int) -> None:
+    steps = np.diff(times(write_clip(tmp_path / f"a{suffix}", 30, bf="2")))
+    if suffix == ".avi":  # keeps the times of decoding alone, one period more in the whole
+        assert (steps > 0.039).all()
+        assert sum(steps) == pytest.approx(29 / 25, abs=0.081)
+    else:
+        np.testing.assert_allclose(steps, 1 / 25, atol=1e-6)
+
+
+def test_a_bare_stream_of_pictures_has_no_times(tmp_path: Path) -> None:
+    assert times(write_clip(tmp_path / "a.h264", 5)) == [None] * 5
+
+
+def test_times_after_the_threads_were_changed_at_a_damage(tmp_path: Path, threads: int) -> None:
+    path = write_clip(tmp_path / "whole.mp4", 60, movflags="faststart", bf="0")
+    short = cut(path, tmp_path / "cut.mp4", path.stat().st_size * 6 // 10)
+    seen = []
+    with VideoSource(short) as source, pytest.raises(SourceError):
+        for _ in source:
+            seen.append(source.timestamp)
+    np.testing.assert_allclose(seen, np.arange(len(seen)) / 25, atol=1e-6)
+
+
+def test_live_frames_keep_the_pace_of_the_stream_though_they_come_in_a_burst(tmp_path: Path) -> None:
+    data = write_clip(tmp_path / "a.ts", 25, g="5").read_bytes()
+    before = time.monotonic()
+    with served(sends(data)) as address, VideoSource(address, end=25) as source:
+        assert (source.live, source.frame_count, source.name) == (True, None, "cam")
+        seen = [(source.timestamp, time.monotonic()) for _ in source]
+    assert len(seen) == 25
+    shown, came = np.transpose(seen)
+    assert before < shown[0] < came[0]
+    np.testing.assert_allclose(np.diff(shown), 1 / 25, atol=1e-6)
+    assert (shown - came < 0.5 + 0.001).all()
+    assert came[11] - came[0] < 0.2
+
+
+def test_silent_stream_is_an_error_and_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "_STREAM_TIMEOUT", 0.5)
+    data = write_clip(tmp_path / "a.ts", 50, g="5").read_bytes()
+    quiet = threading.Event()
+    with served(sends(data, then=quiet.wait)) as address:
+        started = time.monotonic()
+        try:
+            with VideoSource(address) as source, pytest.raises(SourceError, match=r"stopped at frame \d+"):
+                list(source)
+        finally:
+            quiet.set()
+        assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("rtsp://host/x", "rtsp://host/x"),
+        ("rtsp://me:pass@host:554/x", "rtsp://***@host:554/x"),
+        ("rtsp://me:p@ss?#@host/x", "rtsp://***@host/x"),
+        ("http://host/a@b", "http://host/a@b"),
+        ("http://h/x.ts?user=me&channel=2&PassWord=p%20q", "http://h/x.ts?user=***&channel=2&PassWord=***"),
+        ("http://h/x?access_token=abc#t", "http://h/x?access_token=***#t"),
+    ],
+)
+def test_secrets_in_addresses_are_not_shown(address: str, shown: str) -> None:
+    assert without_secrets(address) == shown
+
+
+def test_secrets_are_kept_out_of_attributes_and_errors(tmp_path: Path) -> None:
+    data = write_clip(tmp_path / "a.ts", 10, g="5").read_bytes()
+    with served(sends(data[: len(data) * 6 // 10])) as address, VideoSource(address) as source:
+        with pytest.raises(SourceError) as caught:
+            list(source)
+        shown = [source.location, source.name, str(caught.value)]
+        with pytest.raises(SourceError, match=r"http://\*\*\*@127\.0\.0\.1:\d+/cam\.ts: cannot be opened") as caught:
+            VideoSource(address)
+        with pytest.raises(SourceError) as dead:
+            VideoSource("rtsp://user:secret@127.0.0.1:9")
+    assert "secret" not in " ".join([*shown, str(caught.value), str(dead.value)])
+
+
+def test_stopped_from_another_thread_ends(tmp_path: Path) -> None:
+    with VideoSource(write_clip(tmp_path / "a.mp4", 30)) as source:
+        for number, _ in enumerate(source, start=1):
+            if number == 5:
+                source.stop()
+    assert number == 5
+
+
 def set_display_matrix(path: Path, a: int, b: int, c: int, d: int) -> None:
     """Write a rotation into the track header of an MP4 file, as phones do (ISO/IEC 14496-12, 8.3.2)."""
     data = bytearray(path.read_bytes())
@@ -128,13 +240,6 @@ def test_mp4_cut_in_the_middle_of_a_frame(tmp_path: Path, movflags: str) -> None
     assert 20 < len(frames) < 50
     assert all((a == b).all() for a, b in zip(frames, whole, strict=False))
     assert f"cut.mp4: stopped at frame {len(frames)} of " in message
-
-
-@pytest.fixture(params=[1, 4])
-def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Decoding threads, as on a small and on a large machine."""
-    monkeypatch.setattr(video, "codec_threads", lambda: request.param)
-    return request.param
 
 
 def test_mp4_cut_anywhere_is_noticed_and_every_frame_before_is_read(tmp_path: Path, threads: int) -> None:

@@ -1,0 +1,54 @@
+import errno
+import signal
+
+import pytest
+
+from tracker import console
+
+
+def test_progress_passes_everything_on_and_is_silent_where_it_is_short(capfd: pytest.CaptureFixture[str]) -> None:
+    assert list(console.progress(iter("abc"), 3)) == ["a", "b", "c"]
+    with console.meter("smoothing", "identities") as show:
+        show(1, 2)
+        show(2, 2)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_progress_in_lines(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "_LOG_SECONDS", 0.0)
+    assert list(console.progress(iter("ab"), 12, done=10)) == ["a", "b"]
+    assert list(console.progress(iter("c"), None, doing="drawing")) == ["c"]
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["frame 11/12", "frame 12/12", "drawing 1/?"]
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("two\nlines"), "two lines"),
+        (OSError(errno.ENOSPC, "No space left on device", "a.txt"), "a.txt: no space left on device"),
+        (OSError("no number"), "no number"),
+        (RuntimeError("CUDA"), "RuntimeError: CUDA (--debug shows where)"),
+        (ValueError(), "ValueError:  (--debug shows where)"),
+        (KeyboardInterrupt(), "interrupted"),
+    ],
+)
+def test_errors_in_one_line(error: BaseException, line: str) -> None:
+    assert console.one_line(error) == line
+
+
+def test_exit_status(capfd: pytest.CaptureFixture[str]) -> None:
+    assert console.fail(ValueError("bad"), debug=False) == 1
+    assert console.fail(KeyboardInterrupt(signal.SIGTERM), debug=False, reach=" after frame 3") == 143
+    assert console.fail(KeyboardInterrupt(), debug=False) == 130
+    assert capfd.readouterr().err == "error: bad\ninterrupted after frame 3\ninterrupted\n"
+
+
+def test_only_the_first_signal_interrupts() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with console.stop_signals():
+        with pytest.raises(KeyboardInterrupt) as caught:
+            signal.raise_signal(signal.SIGTERM)
+        assert caught.value.args == (signal.SIGTERM,)
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,106 @@
+"""What a tool says on the terminal, and what it hears from there: progress, signals, errors in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+
+# Seconds between lines of progress where stderr is no terminal.
+_LOG_SECONDS = 30.0
+
+
+def progress(items: Iterable[Item], total: int | None, done: int = 0, doing: str = "") -> Iterator[Item]:
+    """Pass frames through, with a bar on a terminal and a line now and then elsewhere, both on stderr.
+
+    Args:
+        items: one for each frame.
+        total: number of frames with `done`; None where nobody knows.
+        done: frames that count as done from the start.
+        doing: what is being done, said before the numbers.
+    """
+    started = logged = time.monotonic()
+    first = done
+    with tqdm(desc=doing or None, total=total, initial=done, unit=" frames", disable=None, leave=False) as bar:
+        for done, item in enumerate(items, start=first + 1):
+            yield item
+            bar.update()
+            now = time.monotonic()
+            if bar.disable and now - logged >= _LOG_SECONDS:
+                logged = now
+                rate = (done - first) / (now - started)
+                print(f"{doing or 'frame'} {done}/{total or '?'}, {rate:.1f} frames/s", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def meter(doing: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of progress on a terminal, for work that tells how many of how many units are done."""
+    with tqdm(desc=doing, unit=f" {unit}", disable=None, leave=False) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
+
+
+def say(message: str) -> None:
+    """Print a line on stderr without breaking a bar of progress there."""
+    tqdm.write(message, file=sys.stderr)
+    sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[None]:
+    """The first Ctrl-C or termination raises KeyboardInterrupt; later ones wait until the files are closed."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def stop(number: int, _: Any) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt(number)
+
+    before = [signal.signal(number, stop) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def fail(error: BaseException, debug: bool, reach: str = "") -> int:
+    """Tell what went wrong in one line, and return the exit status: 1, or 128 + signal when interrupted.
+
+    Args:
+        error: what was raised.
+        debug: print the traceback, too.
+        reach: how far the work had come when it was interrupted.
+    """
+    sys.stdout.flush()
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt):
+        print(f"interrupted{reach}", file=sys.stderr)
+        return int(128 + (error.args[0] if error.args else signal.SIGINT))
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    return 1
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message on one line, starting with the file it concerns."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}" if error.filename else error.strerror.lower()
+    message = " ".join(str(error).split())
+    if isinstance(error, (ValueError, OSError)) and message:
+        return message
+    return f"{type(error).__name__}: {message} (--debug shows where)"
