@@ -80,23 +80,21 @@ def stand_out(cost: NDArray[Any], margin: float) -> NDArray[Any]:
 
 
 def direction_similarity(path: NDArray[Any], centre: NDArray[Any]) -> NDArray[Any]:
-    """How well a step to each detection would go on in the direction in which each track has come.
+    """How well a step to a detection would go on in the direction in which a track has come, pair by pair.
 
     Args:
-        path: (N, K, 2) places where a track was seen, the latest last.
-        centre: (M, 2) centres of detections.
+        path: (P, K, 2) places where the track of each pair was seen, the latest last.
+        centre: (P, 2) centre of the detection of each pair.
 
     Returns:
-        (N, M) in [-0.5, 0.5]: 0.5 straight on, 0 at right angles, -0.5 back; 0 for tracks that have not moved.
+        (P,) in [-0.5, 0.5]: 0.5 straight on, 0 at right angles, -0.5 back; 0 for a track that has not moved.
         Source: Cao et al., "Observation-Centric SORT", CVPR 2023 (observation-centric momentum).
     """
     origin = path[:, 0]
-    way = path[:, -1] - origin  # (N, 2)
-    step = centre.T[:, None] - origin.T[:, :, None]  # (2, N, M)
-    product = way[:, :1] * step[0] + way[:, 1:] * step[1]
-    length = np.hypot(*way.T)[:, None] * np.hypot(*step)
-    cosine = np.clip(product / np.maximum(length, np.finfo(np.float32).tiny), -1, 1)
-    return np.asarray(0.5 - np.arccos(cosine) / np.pi)
+    way, step = path[:, -1] - origin, centre - origin
+    length = np.hypot(way[:, 0], way[:, 1]) * np.hypot(step[:, 0], step[:, 1])
+    cosine = np.einsum("pi,pi->p", way, step) / np.maximum(length, np.finfo(np.float32).tiny)
+    return np.asarray(0.5 - np.arccos(np.clip(cosine, -1, 1)) / np.pi)
 
 
 def assign(cost: NDArray[Any], limit: float) -> tuple[IntArray, IntArray, IntArray]:

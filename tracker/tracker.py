@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tracker import boxes, kalman
-from tracker.association import associate, boxes_of, measured_of
+from tracker import kalman
+from tracker.association import associate, boxes_of, measured_of, quick_iou
 from tracker.config import DEFAULT_FRAME_RATE, TrackerConfig
 from tracker.matching import embedding_distance
 from tracker.tracks import LOST, NO_ID, TENTATIVE, TRACKED, Tracks
@@ -268,7 +268,7 @@ class Tracker:
             return
         tracked = (tracks.state == TRACKED).nonzero()[0]
         predicted = boxes_of(tracks.mean[tracked], config), boxes_of(tracks.mean[lost], config)
-        same = 1 - boxes.iou(*predicted) < config.duplicate_thresh
+        same = 1 - quick_iou(*predicted) < config.duplicate_thresh
         if not same.any():
             return
         same &= tracks.classes[tracked][:, None] == tracks.classes[lost]

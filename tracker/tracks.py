@@ -118,7 +118,7 @@ class Tracks:
             path=np.repeat(centre[:, None], path_length, axis=1),
             score=detections.scores,
             best_score=detections.scores,
-            birthplace=centre,
+            birthplace=centre.astype(np.float32),
             classes=detections.classes,
             votes=np.zeros((count, 0), np.float32),
         )
@@ -156,7 +156,7 @@ class Tracks:
         centre = (self.box[:, :2] + self.box[:, 2:]) / 2 @ linear.T + shift
         self.box = np.concatenate([centre - half, centre + half], axis=1)
         self.path = self.path @ linear.T + shift
-        self.birthplace = self.birthplace @ linear.T + shift
+        self.birthplace = np.asarray(self.birthplace @ linear.T + shift, np.float32)
 
 
 _FIELDS = tuple(field.name for field in fields(Tracks))
