@@ -47,12 +47,16 @@ SEQUENCES = ("MOT17-02-FRCNN", "TUD-Campus", "TUD-Stadtmitte", "PETS09-S2L1-dev"
 ABLATION: dict[str, tuple[str, ...]] = {
     "without low scores": ("tracker.low_score_thresh=null",),
     "without embeddings": ("tracker.appearance=none",),
-    "embeddings in the position stage": ("tracker.appearance=minimum", "tracker.embedding_thresh=0.25"),
+    "with embeddings in the stage of position": ("tracker.appearance=minimum", "tracker.embedding_thresh=0.25"),
+    "without direction": ("tracker.direction_weight=0",),
+    "without camera motion": ("tracker.camera_motion=none",),
+    "with camera motion by ECC": ("tracker.camera_motion=ecc",),
     "without merging duplicates": ("tracker.duplicate_thresh=null",),
     "without asking the unsure to move": ("tracker.sure_thresh=0",),
+    "without confirming the first frame": ("tracker.confirm_first_frame=false",),
     "with widths in the filter": ("tracker.box_state=cxcywh",),
+    "with filtered boxes": ("tracker.output=filtered",),
     "with re-update": ("tracker.reupdate=true",),
-    "with direction": ("tracker.direction_weight=0.2",),
     "with recovery by the last box": ("tracker.recover_by_last_box=true",),
     "with scores fused": ("tracker.fuse_score=true",),
     "with buffered IoU": ("tracker.iou_buffer=0.3",),
@@ -60,7 +64,7 @@ ABLATION: dict[str, tuple[str, ...]] = {
     "with weight for what stands out": ("tracker.stand_out_margin=0.5",),
     "with score-aware momentum": ("tracker.score_aware_momentum=true",),
     "with a prior on shape": ("tracker.shape_std=0.5",),
-    "with camera motion": ("tracker.camera_motion=sparse",),
+    "with coasting": ("tracker.coast_seconds=0.2",),
 }
 """Name of a row -> what differs from the default. An override that changes nothing is an error."""
 

@@ -238,6 +238,11 @@ def format_table(result: dict[str, Any]) -> str:
         lines.append(
             f"{label:<{width}}{cells}{'' if grown is None else f'{grown:.1f}':>8}{last.reported:>10.1f}{last.ids:>6}"
         )
+    lines += [
+        f"{count} people: the fastest peer takes {min(by_peer.values()):.1f} times as long as ours, without embeddings"
+        for count, by_peer in result["peer_ms_by_ours"].items()
+        if by_peer
+    ]
     if result["growth"]:
         lines.append(
             f"growth: from {people[-2]} to {people[-1]} people; quadratic is {result['growth']['quadratic']:.1f}"
@@ -256,8 +261,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=int, nargs="+", default=[30, 150, 500], help="default: 30 150 500")
-    parser.add_argument("--frames", type=int, default=200, help="timed frames of a repeat (default: 200)")
-    parser.add_argument("--warm", type=int, default=50, help="frames before them (default: 50)")
+    parser.add_argument("--frames", type=int, default=120, help="timed frames of a repeat (default: 120)")
+    parser.add_argument("--warm", type=int, default=40, help="frames before them (default: 40)")
     parser.add_argument("--repeats", type=int, default=3, help="with trackers anew (default: 3)")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="profile our default instead, into this file")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "association_cost.json")

@@ -149,6 +149,14 @@ def quick_iou(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     )
 
 
+def look_distance(a: FloatArray, b: FloatArray, config: TrackerConfig) -> NDArray[Any]:
+    """Distance (M, N) of embeddings as `embedding_thresh` limits it; half of it for "minimum", as in BoT-SORT."""
+    distance = embedding_distance(a, b, config.embedding_metric)
+    if config.stand_out_margin:
+        distance = stand_out(distance, config.stand_out_margin)
+    return distance / 2 if config.appearance == "minimum" else distance
+
+
 def _fused(overlap: NDArray[Any], scores: FloatArray, config: TrackerConfig) -> NDArray[Any]:
     return overlap * scores if config.fuse_score else overlap
 
@@ -158,9 +166,7 @@ def _appearance_cost(
 ) -> NDArray[Any]:
     """Cost (len(rows), N) by embedding, within what the motion allows."""
     known = tracks.embedding[rows]
-    cost = embedding_distance(known, embeddings, config.embedding_metric)
-    if config.stand_out_margin:
-        cost = stand_out(cost, config.stand_out_margin)
+    cost = look_distance(known, embeddings, config)
     gating = kalman.gating_distance(
         tracks.mean[rows], tracks.covariance[rows], measured, config.box_state, GATING_THRESH
     )
@@ -173,10 +179,7 @@ def _smaller_cost(
     cost: NDArray[Any], near: NDArray[np.bool_], known: FloatArray, embeddings: FloatArray, config: TrackerConfig
 ) -> NDArray[Any]:
     """The smaller of both costs, where the embedding counts for boxes that are near and look alike alone (BoT-SORT)."""
-    distance = embedding_distance(known, embeddings, config.embedding_metric)
-    if config.stand_out_margin:
-        distance = stand_out(distance, config.stand_out_margin)
-    distance = distance / 2
+    distance = look_distance(known, embeddings, config)
     counts = near & (distance <= config.embedding_thresh) & np.any(known, axis=1)[:, None]
     return np.asarray(np.where(counts, np.minimum(cost, distance), cost))
 

@@ -9,9 +9,6 @@ from typing import Literal, get_args
 from tracker.kalman import BoxState
 from tracker.matching import EmbeddingMetric
 
-DEFAULT_FRAME_RATE = 30.0
-"""Frames per second assumed where a video does not tell."""
-
 Output = Literal["filtered", "detection"]
 Appearance = Literal["gated", "minimum", "none"]
 ClassMode = Literal["separate", "vote"]
@@ -29,7 +26,7 @@ class TrackerConfig:
         ValueError: a value out of its range; the message names the field, what is expected and what was given.
     """
 
-    score_thresh: float = 0.5
+    score_thresh: float = 0.6
     """Detections from this score on are matched in every stage, [0, 1]."""
     low_score_thresh: float | None = 0.05
     """Detections from this score up to `score_thresh` may continue a tracked or recently lost person by position, but
@@ -53,7 +50,7 @@ class TrackerConfig:
     """Distance of embeddings: "cosine" is 1 - a·b, "euclidean" is |a - b|. Thresholds differ: a Euclidean t is a cosine
     t²/2."""
     embedding_thresh: float = 0.5
-    """Largest fused embedding cost of a match, in units of `embedding_metric`, (0, 2]; for "minimum" half a cosine
+    """Largest fused embedding cost of a match, in units of `embedding_metric`, (0, 2]; for "minimum" of half the
     distance, as in BoT-SORT."""
     proximity_thresh: float = 0.5
     """For "minimum": largest 1 - IoU of a pair whose embedding counts, [0, 1]."""
@@ -141,7 +138,7 @@ class TrackerConfig:
         _check_range("direction_seconds", self.direction_seconds, 0, math.inf, include_low=False, include_high=False)
         if self.shape_std is not None:
             _check_range("shape_std", self.shape_std, 0, math.inf, include_low=False, include_high=False)
-        if isinstance(self.confirm_frames, bool) or int(self.confirm_frames) != self.confirm_frames:
+        if not isinstance(self.confirm_frames, int) or isinstance(self.confirm_frames, bool):
             raise ValueError(f"confirm_frames: expected a whole number, got {self.confirm_frames!r}")
         _check_range("confirm_frames", self.confirm_frames, 1, math.inf)
         for name, choices in _CHOICES.items():

@@ -58,6 +58,13 @@ def say(message: str) -> None:
     sys.stderr.flush()
 
 
+class _Signals:
+    """Whether a signal has to wait, and the one that does."""
+
+    held = False
+    waiting: int | None = None
+
+
 @contextlib.contextmanager
 def stop_signals() -> Iterator[None]:
     """The first Ctrl-C or termination raises KeyboardInterrupt; later ones wait until the files are closed."""
@@ -66,7 +73,9 @@ def stop_signals() -> Iterator[None]:
     def stop(number: int, _: Any) -> None:
         for each in numbers:
             signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt(number)
+        if not _Signals.held:
+            raise KeyboardInterrupt(number)
+        _Signals.waiting = number
 
     before = [signal.signal(number, stop) for number in numbers]
     try:
@@ -74,6 +83,19 @@ def stop_signals() -> Iterator[None]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def hold_signals() -> Iterator[None]:
+    """Let a signal wait for the end of the block: an exception inside a queue's lock would leave it locked."""
+    _Signals.held = True
+    try:
+        yield
+    finally:
+        _Signals.held = False
+        number, _Signals.waiting = _Signals.waiting, None
+        if number is not None:
+            raise KeyboardInterrupt(number)
 
 
 def fail(error: BaseException, debug: bool, reach: str = "") -> int:

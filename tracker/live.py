@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tracker.config import DEFAULT_FRAME_RATE
+from tracker.clock import DEFAULT_FRAME_RATE
 from tracker.timestamps import RisingClock
 from tracker.video import Frame, SourceError
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tracker.console import meter, one_line, progress
+from tracker.console import hold_signals, meter, one_line, progress
 from tracker.offline import OfflineConfig, refine
 from tracker.output import Output, write_whole
 from tracker.sources import Source, SourceError
@@ -101,9 +101,10 @@ class Session:
                     stack.enter_context(run.output)
                 for index, frame, result in progress(results, total, done):
                     run = self.runs[index]
-                    run.output.add(frame, result)
-                    if run.recorder:
-                        run.recorder.add(result)
+                    with hold_signals():  # a frame is written whole
+                        run.output.add(frame, result)
+                        if run.recorder:
+                            run.recorder.add(result)
                     if show and frame is not None and not show(frame):
                         break
         finally:
@@ -170,7 +171,8 @@ def _refine(run: Run, config: OfflineConfig) -> None:
             pictures = zip(refined.results(*span), source, strict=False)
             with film:
                 for result, frame in progress(pictures, output.frames, doing="drawing"):
-                    film.add(frame, result)
+                    with hold_signals():
+                        film.add(frame, result)
         run.output.film = run.film
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tracker.config import DEFAULT_FRAME_RATE
+from tracker.clock import DEFAULT_FRAME_RATE
 
 # Time that falls back further than this begins anew, and live time that leaps so far ahead is wrong; less is disorder.
 _LEAP_SECONDS = 1.0

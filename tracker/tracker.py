@@ -9,16 +9,15 @@ Sources: Wang et al., "Towards Real-Time Multi-Object Tracking", ECCV 2020; Cao 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracker import kalman
-from tracker.association import associate, boxes_of, measured_of, quick_iou
-from tracker.config import DEFAULT_FRAME_RATE, TrackerConfig
-from tracker.matching import embedding_distance
+from tracker.association import associate, boxes_of, look_distance, measured_of, quick_iou
+from tracker.clock import DEFAULT_FRAME_RATE, FrameClock
+from tracker.config import TrackerConfig
 from tracker.tracks import LOST, NO_ID, TENTATIVE, TRACKED, Tracks
 from tracker.types import Detections, FrameResult, IntArray
 
@@ -28,14 +27,14 @@ __all__ = ["Tracker", "TrackerConfig"]
 # The area of a picture does not shrink to less than this by a camera's motion.
 _TINY_AREA = 1e-6
 _TINY = float(np.finfo(np.float32).tiny)
-# A time this close to a whole number of frame periods is that number: containers round.
-_JITTER = 0.1
 # Times in frame periods are sums of rounded steps.
 _ROUNDING = 1e-6
 # Under a moving camera, motion since this long ago counts for `min_motion`.
 _FORGET_SECONDS = 2.0
 # A direction is taken over at most so many matched frames, whatever the frame rate.
 _LONGEST_PATH = 60
+# So much more than a whole number of frame periods is no further step.
+_SLIP = 0.1
 # A gap is repeated in at most so many steps.
 _MOST_REPEATED = 100
 # A prediction shrinks a box at most to this share.
@@ -57,21 +56,24 @@ class Tracker:
 
     def __init__(self, config: TrackerConfig | None = None, frame_rate: float | None = DEFAULT_FRAME_RATE) -> None:
         self.config = TrackerConfig() if config is None else config
-        known = frame_rate is not None and math.isfinite(frame_rate) and frame_rate > 0
-        self.frame_rate = float(frame_rate) if frame_rate is not None and known else DEFAULT_FRAME_RATE
-        self._buffer_frames = max(1, round(self.config.track_buffer * self.frame_rate))
-        self._rematch_frames = round(self.config.iou_rematch_seconds * self.frame_rate)
+        self._clock = FrameClock(frame_rate)
+        self._buffer = max(1, self._clock.periods(self.config.track_buffer))
+        self._rematch = self._clock.periods(self.config.iou_rematch_seconds)
+        self._forget = max(1.0, _FORGET_SECONDS * self.frame_rate)
         coast = self.config.coast_seconds
-        self._coast_frames = coast * self.frame_rate + _ROUNDING if coast else -1.0
-        self._forget_frames = max(1.0, _FORGET_SECONDS * self.frame_rate)
-        self._path_length = 1 + min(max(1, round(self.config.direction_seconds * self.frame_rate)), _LONGEST_PATH)
+        self._coast = coast * self.frame_rate + _ROUNDING if coast else -1.0
+        self._path_length = 1 + min(max(1, self._clock.periods(self.config.direction_seconds)), _LONGEST_PATH)
         self.reset()
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second that seconds are counted in."""
+        return self._clock.frame_rate
 
     def reset(self) -> None:
         """Forget everything: the next frame is frame 1, and the next identity is 1."""
         self._frame = 0
-        self._now = 0.0  # in frame periods
-        self._origin: float | None = None  # seconds of time 0
+        self._clock.reset()
         self._next_id = 1
         self._any_track_yet = False
         self._tracks = Tracks.none(self._path_length)
@@ -104,17 +106,16 @@ class Tracker:
                 finite, a camera motion that is no finite (2, 3) array or folds the picture to nothing. The frame does
                 not count then.
         """
-        now = self._time(seconds)
         affine = _checked(camera_motion)
         self._adopt_dimension(detections)
+        step = self._clock.advance(seconds)
         self._frame += 1
-        step, self._now = now - self._now, now
         detections = _with_area(detections)
         if self.config.classes == "vote":
             self._adopt_classes(detections)
         measured = measured_of(detections.xyxy, self.config)
         self._predict(step, affine)
-        lately = self._now - self._tracks.seen <= self._rematch_frames + _ROUNDING
+        lately = self._clock.now - self._tracks.seen <= self._rematch + _ROUNDING
         detection_of = associate(self._tracks, detections, measured, lately, self.config)
         self._correct(detections, measured, detection_of)
         self._change_states(detection_of)
@@ -122,21 +123,6 @@ class Tracker:
         self._start_tracks(detections, measured, detection_of)
         self._number()
         return self._result()
-
-    def _time(self, seconds: float | None) -> float:
-        """Time of the new frame, in frame periods."""
-        if seconds is None:
-            return self._now + 1
-        if not math.isfinite(seconds):
-            raise ValueError(f"seconds: expected a finite time, got {seconds}")
-        if self._origin is None:
-            self._origin = seconds - (self._now + 1) / self.frame_rate
-        now = (seconds - self._origin) * self.frame_rate
-        now = float(round(now)) if abs(now - round(now)) < _JITTER else now
-        if now < self._now:
-            before = self._origin + self._now / self.frame_rate
-            raise ValueError(f"seconds: expected {before:.6g} (the frame before) or later, got {seconds:.6g}")
-        return now
 
     def _adopt_dimension(self, detections: Detections) -> None:
         """Make the tracks' embeddings as wide as the first detections' that have any."""
@@ -160,7 +146,7 @@ class Tracker:
 
     def _predict(self, step: float, affine: NDArray[np.float64] | None) -> None:
         tracks, state = self._tracks, self.config.box_state
-        expired = self._now - tracks.seen > self._buffer_frames + 1 + _ROUNDING  # none but after a jump in time
+        expired = self._clock.now - tracks.seen > self._buffer + 1 + _ROUNDING  # none but after a jump in time
         if expired.any():
             tracks.keep(~expired)
         # A growth seen once or not seen lately is no evidence, and a wrong one spoils the box for long.
@@ -170,7 +156,7 @@ class Tracker:
             tracks.move(affine, state)
             # Every estimate errs a little, and errors add up: what stands still would seem to have come a long way.
             centre = (tracks.box[:, :2] + tracks.box[:, 2:]) / 2
-            tracks.birthplace += (centre - tracks.birthplace) * min(1.0, step / self._forget_frames)
+            tracks.birthplace += (centre - tracks.birthplace) * min(1.0, step / self._forget)
         least = _LEAST_GROWTH * tracks.mean[:, 2:4]
         tracks.mean, tracks.covariance = kalman.predict(tracks.mean, tracks.covariance, step, state)
         tracks.mean[:, 2:4] = np.maximum(tracks.mean[:, 2:4], least)  # no size goes through zero
@@ -198,7 +184,7 @@ class Tracker:
             path = np.roll(tracks.path[rows], -1, axis=1)
             path[:, -1] = (xyxy[:, :2] + xyxy[:, 2:]) / 2
             tracks.path[rows] = path
-        tracks.seen[rows] = self._now
+        tracks.seen[rows] = self._clock.now
         tracks.hits[rows] += 1
         if config.classes == "vote":
             tracks.votes[rows, np.searchsorted(self._class_names, _classes(detections)[matched])] += score
@@ -212,8 +198,8 @@ class Tracker:
         tracks, state = self._tracks, self.config.box_state
         mean, covariance = tracks.seen_mean[rows], tracks.seen_covariance[rows]
         before = measured_of(tracks.box[rows], self.config)
-        gap = self._now - tracks.seen[rows]
-        steps = np.clip(np.ceil(gap), 1, _MOST_REPEATED)
+        gap = self._clock.now - tracks.seen[rows]
+        steps = np.clip(np.ceil(gap - _SLIP), 1, _MOST_REPEATED)
         for k in range(1, int(steps.max()) + 1):
             on = (k <= steps).nonzero()[0]
             # Tracks of like steps move together: one frame period, except for broken or very large gaps.
@@ -243,7 +229,7 @@ class Tracker:
         believed = (tracks.hits >= self.config.confirm_frames) & self._is_alive(tracks)
         tracks.state[matched & (~tentative | believed)] = TRACKED
         tracks.state[~matched & ~tentative] = LOST
-        removed = ~matched & (tentative | (self._now - tracks.seen > self._buffer_frames + _ROUNDING))
+        removed = ~matched & (tentative | (self._clock.now - tracks.seen > self._buffer + _ROUNDING))
         if removed.any():
             tracks.keep(~removed)
 
@@ -271,10 +257,12 @@ class Tracker:
         same = 1 - quick_iou(*predicted) < config.duplicate_thresh
         if not same.any():
             return
-        same &= tracks.classes[tracked][:, None] == tracks.classes[lost]
-        distance = embedding_distance(tracks.embedding[tracked], tracks.embedding[lost], config.embedding_metric)
-        described: NDArray[np.bool_] = np.any(tracks.embedding, axis=1)
-        same &= ~(described[tracked][:, None] & described[lost]) | (distance <= config.embedding_thresh)
+        if config.classes == "separate":
+            same &= tracks.classes[tracked][:, None] == tracks.classes[lost]
+        if config.appearance != "none":
+            distance = look_distance(tracks.embedding[tracked], tracks.embedding[lost], config)
+            described: NDArray[np.bool_] = np.any(tracks.embedding, axis=1)
+            same &= ~(described[tracked][:, None] & described[lost]) | (distance <= config.embedding_thresh)
         keep = np.ones(len(tracks), bool)
         life = tracks.seen - tracks.born
         for row, column in np.argwhere(same):  # rarely more than one pair
@@ -302,7 +290,7 @@ class Tracker:
         if len(rows) == 0:
             return
         old = self._tracks
-        newcomers = Tracks.start(detections[rows], measured[rows], self._now, config.box_state, self._path_length)
+        newcomers = Tracks.start(detections[rows], measured[rows], self._clock.now, config.box_state, self._path_length)
         if detections.embeddings is None:
             newcomers.embedding = np.zeros((len(rows), old.embedding.shape[1]), np.float32)
         newcomers.votes = np.zeros((len(rows), len(self._class_names)), np.float32)
@@ -323,7 +311,7 @@ class Tracker:
 
     def _result(self) -> FrameResult:
         tracks, config = self._tracks, self.config
-        coasting = (tracks.state == LOST) & (self._now - tracks.seen <= self._coast_frames)
+        coasting = (tracks.state == LOST) & (self._clock.now - tracks.seen <= self._coast)
         rows = ((tracks.state == TRACKED) | coasting).nonzero()[0]
         rows = rows[tracks.ids[rows].argsort()]
         predicted = coasting[rows]

@@ -144,6 +144,7 @@ class Tracks:
             values = getattr(self, name)
             values[row] = values[by]
         self.hits[row] += self.hits[by]
+        self.votes[row] += self.votes[by]
         self.best_score[row] = max(self.best_score[row], self.best_score[by])
 
     def move(self, affine: NDArray[np.float64], form: kalman.BoxState) -> None:

@@ -45,7 +45,8 @@ def test_tables_have_every_tracker_and_every_row(mot, tmp_path, capsys, monkeypa
     assert all(f"| {name} |" in printed for name in [*presets(), "without low scores", "boxmot Somebody"])
 
 
-def test_a_missing_sequence_is_one_line(mot, tmp_path, capsys):
+def test_a_missing_sequence_is_one_line(mot, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(association, "ABLATION", {})
     assert association.main(["--mot", str(mot), "--sequences", "Nowhere", "--json", str(tmp_path / "o.json")]) == 2
     assert "Nowhere" in capsys.readouterr().err
     assert not (tmp_path / "o.json").exists()

@@ -81,3 +81,34 @@ def test_iou_equals_its_definition(a, b):
 def test_iou_stays_in_range_for_any_corners(any_corners):
     overlap = boxes.iou(any_corners, any_corners)
     assert (overlap >= 0).all() and (overlap <= 1 + 1e-9).all()
+
+
+def test_grown_boxes_keep_their_centre_and_shape():
+    box = np.array([[10.0, 20.0, 50.0, 120.0]])
+    assert boxes.expand(box, 0.0).tolist() == box.tolist()
+    assert boxes.expand(box, 0.25).tolist() == [[0, -5, 60, 145]]  # each side by a quarter of 40 or 100
+    np.testing.assert_allclose(boxes.expand(box, 0.0, 126.4911064), [[-10, -30, 70, 170]])  # √(80 · 200)
+    assert boxes.expand(box, 0.0, 63).tolist() == box.tolist()  # larger than that
+    np.testing.assert_allclose(boxes.expand(box, 0.5, 126.4911064), [[-10, -30, 70, 170]])  # the larger of both
+
+
+@given(tlwh_rows, st.floats(0, 3), st.sampled_from([0.0, 5.0, 100.0, 5e3]))
+def test_grown_boxes_equal_their_definition(tlwh, share, least):
+    xyxy = boxes.tlwh_to_xyxy(tlwh)
+    before = xyxy.copy()
+    grown = boxes.expand(xyxy, share, least)
+    for (left, top, width, height), box in zip(tlwh, grown, strict=True):
+        factor = max(1 + 2 * share, least / (width * height) ** 0.5)
+        more_width, more_height = width * (factor - 1) / 2, height * (factor - 1) / 2
+        expected = [left - more_width, top - more_height, left + width + more_width, top + height + more_height]
+        np.testing.assert_allclose(box, expected, rtol=1e-7, atol=1e-6)
+    np.testing.assert_array_equal(xyxy, before)
+
+
+def test_growing_no_box_single_precision_and_boxes_without_area():
+    assert boxes.expand(np.zeros((0, 4)), 0.3, 10.0).shape == (0, 4)
+    single = boxes.expand(np.array([[0, 0, 3, 4]], np.float32), 0.5, 2.0)
+    assert single.dtype == np.float32 and single.tolist() == [[-1.5, -2, 4.5, 6]]
+    with np.errstate(all="raise"):
+        flat = np.array([[5.0, 5.0, 5.0, 9.0], [3.0, 3.0, 3.0, 3.0]])
+        assert np.isfinite(boxes.expand(flat, 0.3)).all()

@@ -6,13 +6,21 @@ from hypothesis import strategies as st
 
 from tracker import kalman
 
+states = pytest.mark.parametrize("state", ["xyah", "cxcywh"])
 
-def noise(height):
+
+def noise(box, state="xyah"):
     """Process and measurement noise of one box, entry by entry."""
-    position, velocity = height / 20, height / 160
-    process = np.diag([position, position, 1e-2, position, velocity, velocity, 1e-5, velocity]) ** 2
-    measurement = np.diag([position, position, 1e-1, position]) ** 2
-    return process, measurement
+    if state == "xyah":
+        height = box[3]
+        position = [height / 20, height / 20, 1e-2, height / 20]
+        velocity = [height / 160, height / 160, 1e-5, height / 160]
+        measured = [height / 20, height / 20, 1e-1, height / 20]
+    else:
+        size = [box[2], box[3], box[2], box[3]]
+        position = measured = [side / 20 for side in size]
+        velocity = [side / 160 for side in size]
+    return np.diag(position + velocity) ** 2, np.diag(measured) ** 2
 
 
 def dense(covariance):
@@ -22,8 +30,8 @@ def dense(covariance):
     return np.block([[position, mixed], [mixed, velocity]])
 
 
-def walkers(count, frames, seed=0):
-    """(frames, count, 4) noisy xyah measurements of boxes moving on straight lines."""
+def walkers(count, frames, seed=0, state="xyah"):
+    """(frames, count, 4) noisy measurements of boxes moving on straight lines."""
     rng = np.random.default_rng(seed)
     start = np.column_stack(
         [
@@ -35,7 +43,10 @@ def walkers(count, frames, seed=0):
     )
     speed = rng.normal(0, [4, 2, 0, 0.3], (count, 4))
     steps = np.arange(frames)[:, None, None]
-    return start + steps * speed + rng.normal(0, [1, 1, 0.01, 1], (frames, count, 4))
+    xyah = start + steps * speed + rng.normal(0, [1, 1, 0.01, 1], (frames, count, 4))
+    if state == "cxcywh":
+        xyah[..., 2] *= xyah[..., 3]
+    return xyah
 
 
 def test_initial_state():
@@ -43,47 +54,63 @@ def test_initial_state():
     assert mean.tolist() == [[50, 60, 0.5, 100, 0, 0, 0, 0]]
     expected = np.diag([10, 10, 1e-2, 10, 6.25, 6.25, 1e-5, 6.25]) ** 2
     np.testing.assert_allclose(dense(covariance)[0], expected)
+    mean, covariance = kalman.initiate(np.array([[50.0, 60.0, 40.0, 100.0]]), "cxcywh")
+    assert mean.tolist() == [[50, 60, 40, 100, 0, 0, 0, 0]]
+    expected = np.diag([4, 10, 4, 10, 2.5, 6.25, 2.5, 6.25]) ** 2
+    np.testing.assert_allclose(dense(covariance)[0], expected)
 
 
-def test_parity_with_filterpy():
-    measured = walkers(count=5, frames=40)
-    mean, covariance = kalman.initiate(measured[0])
+@states
+@pytest.mark.parametrize("dt", [1.0, 0.4, 3.0])
+def test_parity_with_filterpy(state, dt):
+    measured = walkers(count=5, frames=40, state=state)
+    mean, covariance = kalman.initiate(measured[0], state)
     references = []
     for start_mean, start_covariance in zip(mean, dense(covariance), strict=True):
         reference = filterpy.kalman.KalmanFilter(dim_x=8, dim_z=4)
-        reference.F = np.eye(8) + np.eye(8, k=4)
+        reference.F = np.eye(8) + dt * np.eye(8, k=4)
         reference.H = np.eye(4, 8)
         reference.x, reference.P = start_mean.copy(), start_covariance.copy()
         references.append(reference)
     for frame in range(1, 40):
-        mean, covariance = kalman.predict(mean, covariance)
+        mean, covariance = kalman.predict(mean, covariance, dt, state)
         for track, reference in enumerate(references):
-            reference.predict(Q=noise(reference.x[3])[0])
+            reference.predict(Q=dt * noise(reference.x, state)[0])
             np.testing.assert_allclose(mean[track], reference.x, rtol=1e-9, atol=1e-9)
             np.testing.assert_allclose(dense(covariance)[track], reference.P, rtol=1e-9, atol=1e-12)
-        distance = kalman.gating_distance(mean, covariance, measured[frame])
+        distance = kalman.gating_distance(mean, covariance, measured[frame], state)
         if frame % 7 == 0:
             continue  # an occlusion: predicted only
-        mean, covariance = kalman.update(mean, covariance, measured[frame])
+        mean, covariance = kalman.update(mean, covariance, measured[frame], state)
         for track, reference in enumerate(references):
-            reference.update(measured[frame, track], R=noise(reference.x[3])[1])
+            reference.update(measured[frame, track], R=noise(reference.x, state)[1])
             np.testing.assert_allclose(mean[track], reference.x, rtol=1e-9, atol=1e-9)
             np.testing.assert_allclose(dense(covariance)[track], reference.P, rtol=1e-7, atol=1e-12)
             np.testing.assert_allclose(distance[track, track], reference.mahalanobis**2, rtol=1e-7)
 
 
-def test_gating_distance_is_mahalanobis_of_every_pair():
-    measured = walkers(count=4, frames=2)
-    mean, covariance = kalman.predict(*kalman.initiate(measured[0]))
-    boxes = walkers(count=6, frames=1, seed=1)[0]
-    distance = kalman.gating_distance(mean, covariance, boxes)
-    assert distance.shape == (4, 6)
+@states
+def test_gating_distance_is_mahalanobis_of_every_pair(state):
+    """With a limit it is the same up to the limit, and infinite beyond."""
+    measured = walkers(count=4, frames=2, state=state)
+    mean, covariance = kalman.predict(*kalman.initiate(measured[0], state), state=state)
+    near = measured[1] + np.array([10, 5, 0, 0])
+    boxes = np.concatenate([walkers(count=6, frames=1, seed=1, state=state)[0], near])
+    distance = kalman.gating_distance(mean, covariance, boxes, state)
+    assert distance.shape == (4, 10)
     for track in range(4):
-        innovation = dense(covariance)[track, :4, :4] + noise(mean[track, 3])[1]
+        innovation = dense(covariance)[track, :4, :4] + noise(mean[track], state)[1]
         for column, box in enumerate(boxes):
             difference = box - mean[track, :4]
             expected = difference @ np.linalg.inv(innovation) @ difference
             assert distance[track, column] == pytest.approx(expected, rel=1e-9)
+    inside = 0
+    for limit in (0.0, 0.1, 1.0, 9.4877, 1e3, *np.sort(distance.ravel())[[0, 5, 20]]):  # some exactly at a pair's
+        limited = kalman.gating_distance(mean, covariance, boxes, state, limit)
+        expected = [[value if value <= limit else np.inf for value in row] for row in distance]
+        np.testing.assert_allclose(limited, expected, rtol=1e-12)
+        inside += np.isfinite(limited).sum()
+    assert 40 < inside < 8 * 40
 
 
 def test_project_is_the_predicted_box_with_measurement_noise():
@@ -91,7 +118,7 @@ def test_project_is_the_predicted_box_with_measurement_noise():
     projected, innovation = kalman.project(mean, covariance)
     np.testing.assert_array_equal(projected, mean[:, :4])
     for track in range(3):
-        expected = dense(covariance)[track, :4, :4] + noise(mean[track, 3])[1]
+        expected = dense(covariance)[track, :4, :4] + noise(mean[track])[1]
         np.testing.assert_allclose(np.diag(innovation[track]), expected)
 
 
@@ -103,7 +130,7 @@ def test_step_of_several_frames():
     np.testing.assert_array_equal(ahead[:, 4:], mean[:, 4:])
     motion = np.eye(8) + 5 * np.eye(8, k=4)
     for track in range(3):
-        expected = motion @ dense(covariance)[track] @ motion.T + 5 * noise(mean[track, 3])[0]
+        expected = motion @ dense(covariance)[track] @ motion.T + 5 * noise(mean[track])[0]
         np.testing.assert_allclose(dense(uncertain)[track], expected, atol=1e-12)
     still, same = kalman.predict(mean, covariance, dt=0)
     np.testing.assert_array_equal(still, mean)
@@ -118,21 +145,100 @@ def test_constant_velocity_is_learned():
     np.testing.assert_allclose(mean[0, 4:], [3, -1, 0, 0], atol=1e-3)
 
 
+def turned(angle, scale, shift):
+    """(2, 3) rotation and scale about the origin, then a shift."""
+    c, s = scale * np.cos(angle), scale * np.sin(angle)
+    return np.array([[c, -s, shift[0]], [s, c, shift[1]]])
+
+
+def carried(affine, state):
+    """(8, 8) matrix and (8,) shift of a whole state, entry by entry."""
+    matrix, shift = np.zeros((8, 8)), np.zeros(8)
+    scale = np.sqrt(abs(np.linalg.det(affine[:, :2])))
+    for half in (0, 4):  # positions, velocities
+        matrix[half : half + 2, half : half + 2] = affine[:, :2]
+        matrix[half + 2, half + 2] = 1 if state == "xyah" else scale
+        matrix[half + 3, half + 3] = scale
+    shift[:2] = affine[:, 2]
+    return matrix, shift
+
+
+def learned(state, frames=6):
+    """Tracks with velocities, and with covariances of position and velocity."""
+    measured = walkers(count=5, frames=frames, state=state)
+    mean, covariance = kalman.initiate(measured[0], state)
+    for boxes in measured[1:]:
+        mean, covariance = kalman.predict(mean, covariance, state=state)
+        mean, covariance = kalman.update(mean, covariance, boxes, state)
+    return mean, covariance
+
+
+@pytest.mark.parametrize(
+    ("state", "affine"),
+    [
+        ("xyah", turned(0.3, 1.2, (40, -7))),
+        ("xyah", turned(-2.5, 0.5, (0, 900))),
+        ("xyah", turned(0, 1, (3, 5))),
+        ("cxcywh", turned(0, 1.7, (40, -7))),
+        ("cxcywh", turned(np.pi, 0.6, (40, -7))),
+        ("cxcywh", np.array([[-1.0, 0, 640], [0, 1, 0]])),  # a mirror
+    ],
+)
+def test_camera_motion_is_the_product_of_matrices(state, affine):
+    """Nothing is left out for centres of one variance turned in any way, nor for those of two along the axes."""
+    mean, covariance = learned(state)
+    moved, spread = kalman.move(mean, covariance, affine, state)
+    matrix, shift = carried(affine, state)
+    for track in range(len(mean)):
+        np.testing.assert_allclose(moved[track], matrix @ mean[track] + shift, rtol=1e-9, atol=1e-9)
+        expected = matrix @ dense(covariance)[track] @ matrix.T
+        np.testing.assert_allclose(dense(spread)[track], expected, rtol=1e-9, atol=1e-9)
+
+
+@states
+def test_camera_motion_that_mixes_coordinates_keeps_every_variance(state):
+    """Shear, and for boxes of two variances rotation: what lies off the diagonals is left out, and only that."""
+    affine = np.array([[1.1, 0.3, 5], [-0.1, 0.9, 7]])
+    mean, covariance = learned(state)
+    moved, spread = kalman.move(mean, covariance, affine, state)
+    matrix, shift = carried(affine, state)
+    for track in range(len(mean)):
+        np.testing.assert_allclose(moved[track], matrix @ mean[track] + shift, rtol=1e-9, atol=1e-9)
+        expected = matrix @ dense(covariance)[track] @ matrix.T
+        for row, column in zip(range(4), range(4, 8), strict=True):
+            for at in ((row, row), (row, column), (column, column)):
+                np.testing.assert_allclose(dense(spread)[track][at], expected[at], rtol=1e-9)
+
+
+@states
+def test_camera_motion_and_back(state):
+    mean, covariance = learned(state)
+    there = turned(np.pi / 2, 1.3, (40, -7))
+    back = np.linalg.inv(np.vstack([there, [0, 0, 1]]))[:2]
+    again = kalman.move(*kalman.move(mean, covariance, there, state), back, state)
+    np.testing.assert_allclose(again[0], mean, atol=1e-9)
+    np.testing.assert_allclose(again[1], covariance, rtol=1e-9, atol=1e-12)
+
+
 @settings(max_examples=30)
 @given(
+    st.sampled_from(["xyah", "cxcywh"]),
     st.lists(st.booleans(), min_size=1, max_size=150),
     st.floats(2, 2000),
     st.floats(0.05, 20),
     st.integers(0, 1000),
 )
-def test_covariance_stays_positive(seen, height, aspect, seed):
+def test_covariance_stays_positive(state, seen, height, aspect, seed):
     rng = np.random.default_rng(seed)
-    box = np.array([[500.0, 300.0, aspect, height]])
-    mean, covariance = kalman.initiate(box)
+    box = np.array([[500.0, 300.0, aspect if state == "xyah" else aspect * height, height]])
+    mean, covariance = kalman.initiate(box, state)
     for update in seen:
-        mean, covariance = kalman.predict(mean, covariance)
+        mean, covariance = kalman.predict(mean, covariance, rng.uniform(0, 4), state)
+        if rng.random() < 0.2:
+            affine = turned(rng.normal(), rng.uniform(0.8, 1.25), rng.normal(0, 50, 2))
+            mean, covariance = kalman.move(mean, covariance, affine, state)
         if update:
-            mean, covariance = kalman.update(mean, covariance, box * (1 + rng.normal(0, 0.02, (1, 4))))
+            mean, covariance = kalman.update(mean, covariance, box * (1 + rng.normal(0, 0.02, (1, 4))), state)
         scale = np.sqrt(np.einsum("mii->mi", dense(covariance)))
         correlation = dense(covariance) / scale[:, :, None] / scale[:, None, :]
         assert np.linalg.eigvalsh(correlation).min() > 0
@@ -146,6 +252,8 @@ def test_inputs_are_not_changed_and_no_track_is_fine():
     kalman.project(mean, covariance)
     kalman.update(mean, covariance, measured + 1)
     kalman.gating_distance(mean, covariance, measured)
+    kalman.gating_distance(mean, covariance, measured, limit=9.0)
+    kalman.move(mean, covariance, turned(0.1, 2, (3, 4)))
     for value, copy in zip((mean, covariance, measured), copies, strict=True):
         np.testing.assert_array_equal(value, copy)
 
@@ -154,3 +262,6 @@ def test_inputs_are_not_changed_and_no_track_is_fine():
     assert none[0].shape == (0, 8) and none[1].shape == (0, 3, 4)
     assert kalman.gating_distance(*none, measured).shape == (0, 2)
     assert kalman.gating_distance(mean, covariance, np.zeros((0, 4))).shape == (2, 0)
+    assert kalman.gating_distance(mean, covariance, np.zeros((0, 4)), limit=9.0).shape == (2, 0)
+    assert kalman.gating_distance(*none, measured, limit=9.0).shape == (0, 2)
+    assert kalman.move(*none, np.eye(2, 3))[1].shape == (0, 3, 4)

@@ -39,7 +39,7 @@ RATE = 10.0
 DIMENSION = 8
 
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-examples = settings(max_examples=12, deadline=None)
+examples = settings(max_examples=8, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
 
 

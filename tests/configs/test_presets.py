@@ -1,0 +1,166 @@
+"""The trackers that ship as YAML files: each is what the comment above it says, and each tracks."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import configs
+from configs import dump_config, load_config
+from tests.tracker.people import NOBODY, ids, look, run, standing
+from tracker import Detections, Tracker, TrackerConfig
+
+FILES = {file.stem.removeprefix("tracker_"): file for file in Path(configs.__file__).parent.glob("tracker_*.yaml")}
+SCHEMA: dict[str, type] = {"tracker": TrackerConfig}
+
+
+def preset(name: str) -> TrackerConfig:
+    config = load_config(f"tracker_{name}", (), SCHEMA)["tracker"]
+    assert isinstance(config, TrackerConfig)
+    return config
+
+
+every = pytest.mark.parametrize("name", ["jde", "byte", "botsort", "ocsort"])
+
+
+def test_there_are_four():
+    assert sorted(FILES) == ["botsort", "byte", "jde", "ocsort"]
+
+
+@every
+def test_each_says_which_paper_it_is_and_holds_what_it_names(name):
+    text = FILES[name].read_text()
+    comment = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
+    assert any(conference in comment for conference in ("ECCV", "CVPR", "2022")) and "et al." in comment
+    assert f"--config tracker_{name}" in comment
+    given = yaml.safe_load(text)
+    assert list(given) == ["tracker"]
+    assert asdict(preset(name)) == asdict(TrackerConfig()) | given["tracker"]
+    assert preset(name) != TrackerConfig()
+
+
+@every
+def test_a_change_of_the_defaults_leaves_the_published_numbers(name):
+    """Thresholds are written down even where they are the default today."""
+    given = yaml.safe_load(FILES[name].read_text())["tracker"]
+    assert {"score_thresh", "low_score_thresh", "birth_thresh", "iou_thresh", "tentative_iou_thresh"} <= set(given)
+    assert {"appearance", "direction_weight", "camera_motion", "track_buffer", "duplicate_thresh"} <= set(given)
+    assert {"confirm_frames", "sure_thresh", "output"} <= set(given)
+
+
+@every
+def test_writing_and_reading_again(name, tmp_path):
+    config = preset(name)
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_config({"tracker": config}))
+    assert load_config(file, (), SCHEMA)["tracker"] == config
+    changed = load_config(f"tracker_{name}", ("tracker.track_buffer=2.5",), SCHEMA)["tracker"]
+    assert changed.track_buffer == 2.5 and changed.iou_thresh == config.iou_thresh
+
+
+@every
+def test_each_tracks_people_who_walk_hide_and_come_back(name):
+    tracker = Tracker(preset(name), 30)
+    for k in range(90):
+        left, right = 4.0 * k, 700 - 3.0 * k
+        found = standing(left, right, 1000, looks=(0, 1, 2))
+        if 40 <= k < 50:
+            found = found[np.array([0, 2])]
+        result = tracker.update(found)
+        if k >= 3:
+            assert ids(result) == ([1, 3] if 40 <= k < 50 else [1, 2, 3])
+    np.testing.assert_allclose(result.xyxy[:, 0], [left, right, 1000], atol=1)
+
+
+# --- what makes each of them what it is, seen from outside
+
+
+def last_ids(name, *frames):
+    return ids(run(Tracker(preset(name), 30), frames)[-1])
+
+
+@every
+def test_lost_for_a_second_at_most(name):
+    frames = [standing(0, looks=[0])] * 4
+    assert last_ids(name, *frames, *[NOBODY] * 30, standing(0, looks=[0])) == [1]
+    assert last_ids(name, *frames, *[NOBODY] * 31, standing(0, looks=[0])) == []
+
+
+@pytest.mark.parametrize(("name", "expected"), [("jde", []), ("byte", [1]), ("botsort", [1]), ("ocsort", [])])
+def test_low_scores(name, expected):
+    assert last_ids(name, *[standing(0)] * 4, standing(0, score=0.2)) == expected
+
+
+@pytest.mark.parametrize(("name", "expected"), [("jde", True), ("byte", False), ("botsort", True), ("ocsort", False)])
+def test_looks(name, expected):
+    """Two people step to 12 and 16, looking like each other; overlap alone, without looks, keeps their order."""
+    frames = [standing(0, 28, looks=(0, 1))] * 5 + [standing(12, 16, looks=(1, 0))]
+    result = run(Tracker(preset(name), 30), frames)[-1]
+    lefts = result.xyxy[:, 0]
+    assert (lefts[0] > lefts[1]) == expected
+
+
+@pytest.mark.parametrize(("name", "distance", "reached"), [("jde", 0.245, 0.9), ("botsort", 0.5, 1.0)])
+def test_the_limit_of_looks(name, distance, reached):
+    """0.7 of a Euclidean distance is 0.245 of a cosine one; 0.25 of half a cosine distance is 0.5."""
+
+    def follows(cosine):
+        # Within reach of the looks, but not of the overlap: lost (jde), or overlapping by half times a low score.
+        before = [standing(0, looks=[0])] * 6 + [NOBODY] * (name == "jde")
+        left, score = (0, 0.9) if name == "jde" else (13, 0.6)
+        config = preset(name)
+        if name == "botsort":
+            config = load_config("tracker_botsort", ("tracker.iou_thresh=0.5",), SCHEMA)["tracker"]
+        found = Detections(standing(left).xyxy, [score], look(cosine))
+        return ids(run(Tracker(config, 30), [*before, found])[-1]) == [1]
+
+    assert follows(distance * 0.96) and not follows(distance * 1.04)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("jde", 0.5), ("byte", 0.8), ("botsort", 0.8), ("ocsort", 0.7)])
+def test_reach_of_the_overlap(name, expected):
+    """Largest step, in pixels, of a person 40 wide: (40 - d) / (40 + d), times the score where that is fused."""
+    score = 0.9
+    fused = score if name in ("byte", "botsort") else 1.0
+    reach = 40 * (1 - (1 - expected) / fused) / (1 + (1 - expected) / fused)
+    assert last_ids(name, *[standing(0)] * 5, standing(0.99 * reach, score=score)) == [1]
+    assert last_ids(name, *[standing(0)] * 5, standing(1.01 * reach, score=score)) == []
+
+
+@pytest.mark.parametrize(("name", "expected"), [("jde", 0.5), ("byte", 0.6), ("botsort", 0.7), ("ocsort", 0.6)])
+def test_score_of_a_newcomer(name, expected):
+    assert last_ids(name, standing(0, score=expected)) == [1]
+    assert last_ids(name, standing(0, score=expected - 0.01)) == []
+
+
+def test_only_ocsort_looks_at_the_last_box_and_waits_for_three_frames():
+    frames = [*[standing(10 * k) for k in range(12)], *[NOBODY] * 5, standing(110)]
+    assert [last_ids(name, *frames) for name in ("byte", "botsort", "ocsort")] == [[], [], [1]]
+    newcomer = [standing(500)] * 3 + [standing(500, 0)] * 2
+    assert last_ids("byte", *newcomer) == [1, 2] and last_ids("ocsort", *newcomer) == [1]
+    assert last_ids("ocsort", *newcomer, newcomer[-1]) == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["byte", "ocsort"])
+def test_embeddings_do_not_matter_to_those_who_use_none(name):
+    rng = np.random.default_rng(0)
+    one, other = Tracker(preset(name), 30), Tracker(preset(name), 30)
+    for k in range(110):  # the second one is hidden while the first one passes
+        passer = 5.0 * k
+        hidden = k < 3 or abs(passer - 300) < 20
+        found = standing(passer, 300, looks=(0, 1) if rng.random() < 0.9 else (1, 0))
+        found = found[:1] if hidden else found
+        a, b = one.update(found), other.update(Detections(found.xyxy, found.scores))
+        assert ids(a) == ids(b)
+        np.testing.assert_array_equal(a.xyxy, b.xyxy)
+
+
+@pytest.mark.parametrize(("name", "moves"), [("jde", "none"), ("byte", "none"), ("botsort", "sparse"), ("ocsort", "none")])
+def test_camera_and_state(name, moves):
+    config = preset(name)
+    assert config.camera_motion == moves
+    assert config.box_state == ("cxcywh" if name == "botsort" else "xyah")
+    assert config.reupdate == (name == "ocsort")
+    assert config.output == ("detection" if name == "ocsort" else "filtered")
