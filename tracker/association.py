@@ -20,9 +20,6 @@ from tracker.types import Detections, FloatArray, IntArray
 
 Float64Array = NDArray[np.float64]
 
-# The area of a box with larger coordinates may overflow single precision.
-_LARGEST = 1e9
-
 
 def associate(
     tracks: Tracks,
@@ -136,17 +133,7 @@ def _overlap(a: NDArray[Any], b: NDArray[Any], config: TrackerConfig) -> NDArray
     """IoU (M, N) of predicted boxes and detections, grown where the configuration says so."""
     if config.iou_buffer or config.small_box:
         a, b = (boxes.expand(each, config.iou_buffer, config.small_box) for each in (a, b))
-    return quick_iou(a, b)
-
-
-def quick_iou(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    """IoU (M, N) in single precision, good to 1e-6 and four times as fast for a crowd; in double for absurd boxes."""
-    absurd = max(np.abs(a).max(initial=0), np.abs(b).max(initial=0)) > _LARGEST
-    return (
-        boxes.iou(a.astype(np.float64), b.astype(np.float64))
-        if absurd
-        else boxes.iou(a.astype(np.float32), b.astype(np.float32))
-    )
+    return boxes.iou(a.astype(np.float64), b.astype(np.float64))
 
 
 def look_distance(a: FloatArray, b: FloatArray, config: TrackerConfig) -> NDArray[Any]:

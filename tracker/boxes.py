@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# Up to so many pairs it is faster to work out all than to look for those that meet.
+_FEW_PAIRS = 3000
+
 
 def xyxy_to_tlwh(xyxy: NDArray[Any]) -> NDArray[Any]:
     """Corners (..., 4) to left, top, width, height (..., 4)."""
@@ -90,22 +93,38 @@ def iou(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.floating[Any]]:
     Returns:
         (N, M) in [0, 1], 0 where neither has an area; an inverted box has none.
     """
-    left_a, top_a, right_a, bottom_a = a.T[:, :, None]  # (N, 1) each: whole rows at a time are faster than pairs
-    left_b, top_b, right_b, bottom_b = b.T
-    # Three arrays (N, M), used over and over: for a crowd, memory takes longer than arithmetic.
-    width = np.minimum(right_a, right_b)
-    other = np.maximum(left_a, left_b)
-    width -= other
-    np.maximum(width, 0, out=width)
-    height = np.minimum(bottom_a, bottom_b)
-    np.maximum(top_a, top_b, out=other)
-    height -= other
-    np.maximum(height, 0, out=height)
-    intersection = np.multiply(width, height, out=width)
+    if len(a) * len(b) <= _FEW_PAIRS:
+        return _iou(a.T[:, :, None], b.T)
+    # In a crowd hardly any two boxes meet: only the pairs that a sweep from left to right finds are worked out.
+    row, column = _sweep(a, b)
+    low, high = np.maximum(a[row, 1], b[column, 1]), np.minimum(a[row, 3], b[column, 3])
+    meet = (high > low).nonzero()[0]
+    row, column = row[meet], column[meet]
+    result = np.zeros((len(a), len(b)), np.result_type(a, b))
+    result[row, column] = _iou(a[row].T, b[column].T)
+    return result
+
+
+def _sweep(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of `a` and of `b` of all pairs whose horizontal ranges meet, and of some more."""
+    order = b[:, 0].argsort()
+    left, reach = b[order, 0], np.maximum.accumulate(b[order, 2])
+    begin, end = reach.searchsorted(a[:, 0], "right"), left.searchsorted(a[:, 2], "left")
+    count = np.maximum(end - begin, 0)
+    row = np.arange(len(a)).repeat(count)
+    column = np.arange(len(row)) + (begin - count.cumsum() + count).repeat(count)
+    return row, order[column]
+
+
+def _iou(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.floating[Any]]:
+    """Intersection over union of boxes given as four arrays of edges (4, ...) that broadcast."""
+    left_a, top_a, right_a, bottom_a = a
+    left_b, top_b, right_b, bottom_b = b
+    width = np.minimum(right_a, right_b) - np.maximum(left_a, left_b)
+    height = np.minimum(bottom_a, bottom_b) - np.maximum(top_a, top_b)
+    intersection = np.maximum(width, 0) * np.maximum(height, 0)
     area_a = np.maximum(right_a - left_a, 0) * np.maximum(bottom_a - top_a, 0)
     area_b = np.maximum(right_b - left_b, 0) * np.maximum(bottom_b - top_b, 0)
-    union = np.add(area_a, area_b, out=height)
-    union -= intersection
+    union = area_a + area_b - intersection
     # An intersection is never larger than the union, so where the union is empty this divides 0 by tiny.
-    np.maximum(union, np.finfo(union.dtype).tiny, out=union)
-    return np.asarray(np.divide(intersection, union, out=intersection))
+    return np.asarray(intersection / np.maximum(union, np.finfo(intersection.dtype).tiny))

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from tracker.kalman import BoxState
 from tracker.matching import EmbeddingMetric
 
-Output = Literal["filtered", "detection"]
+Output = Literal["blended", "filtered", "detection"]
 Appearance = Literal["gated", "minimum", "none"]
 ClassMode = Literal["separate", "vote"]
 CameraMotionMethod = Literal["none", "sparse", "ecc"]
@@ -99,9 +99,9 @@ class TrackerConfig:
 
     track_buffer: float = 3.0
     """Seconds a lost track is kept (at least one frame), at least 0."""
-    duplicate_thresh: float | None = 0.15
+    duplicate_thresh: float | None = None
     """A tracked and a lost track with 1 - IoU below this are the same person unless they look different, [0, 1]; None
-    never merges."""
+    never merges (JDE 0.15)."""
     confirm_frames: int = 2
     """Consecutive matched frames, birth included, that confirm a track, at least 1."""
     sure_thresh: float = 0.75
@@ -113,8 +113,8 @@ class TrackerConfig:
     """Confirm the sure tracks of the first frame that has any at once, so that a video's first frame shows people."""
     coast_seconds: float = 0.0
     """A person who is not seen for at most this long stays in the result, at the predicted box, at least 0."""
-    output: Output = "detection"
-    """Which box is reported: the Kalman filter's, or the matched detection's as it came."""
+    output: Output = "blended"
+    """Which box is reported: the matched detection's as it came, the Kalman filter's, or 60 % and 40 % of the two."""
 
     def __post_init__(self) -> None:
         for name in ("score_thresh", "birth_thresh", "proximity_thresh", "stand_out_margin", "sure_thresh"):

@@ -54,7 +54,7 @@ def test_a_change_of_the_defaults_leaves_the_published_numbers(name):
 def test_writing_and_reading_again(name, tmp_path):
     config = preset(name)
     file = tmp_path / "config.yaml"
-    file.write_text(dump_config({"tracker": config}))
+    file.write_text(yaml.safe_dump(dump_config({"tracker": config})))
     assert load_config(file, (), SCHEMA)["tracker"] == config
     changed = load_config(f"tracker_{name}", ("tracker.track_buffer=2.5",), SCHEMA)["tracker"]
     assert changed.track_buffer == 2.5 and changed.iou_thresh == config.iou_thresh
@@ -95,28 +95,27 @@ def test_low_scores(name, expected):
 
 @pytest.mark.parametrize(("name", "expected"), [("jde", True), ("byte", False), ("botsort", True), ("ocsort", False)])
 def test_looks(name, expected):
-    """Two people step to 12 and 16, looking like each other; overlap alone, without looks, keeps their order."""
-    frames = [standing(0, 28, looks=(0, 1))] * 5 + [standing(12, 16, looks=(1, 0))]
-    result = run(Tracker(preset(name), 30), frames)[-1]
-    lefts = result.xyxy[:, 0]
-    assert (lefts[0] > lefts[1]) == expected
+    """Two people, at 0 and 22, look like each other's next box, at 10 and 12; overlap alone keeps their order."""
+    frames = [standing(0, 22, looks=(0, 1))] * 5 + [standing(10, 12, looks=(1, 0))]
+    config = load_config(f"tracker_{name}", ("tracker.output=detection",), SCHEMA)["tracker"]
+    lefts = run(Tracker(config, 30), frames)[-1].xyxy[:, 0].tolist()
+    assert lefts == ([12, 10] if expected else [10, 12])
 
 
-@pytest.mark.parametrize(("name", "distance", "reached"), [("jde", 0.245, 0.9), ("botsort", 0.5, 1.0)])
-def test_the_limit_of_looks(name, distance, reached):
-    """0.7 of a Euclidean distance is 0.245 of a cosine one; 0.25 of half a cosine distance is 0.5."""
+def test_the_limit_of_looks():
+    """jde: a Euclidean distance of 0.7 over 0.98, 0.255 as a cosine one; botsort: half a cosine distance of 0.25."""
 
-    def follows(cosine):
-        # Within reach of the looks, but not of the overlap: lost (jde), or overlapping by half times a low score.
-        before = [standing(0, looks=[0])] * 6 + [NOBODY] * (name == "jde")
-        left, score = (0, 0.9) if name == "jde" else (13, 0.6)
-        config = preset(name)
-        if name == "botsort":
-            config = load_config("tracker_botsort", ("tracker.iou_thresh=0.5",), SCHEMA)["tracker"]
-        found = Detections(standing(left).xyxy, [score], look(cosine))
+    def follows(name, cosine, before, left, *overrides):
+        config = load_config(f"tracker_{name}", overrides, SCHEMA)["tracker"]
+        found = Detections(standing(left).xyxy, [0.9], look(cosine))
         return ids(run(Tracker(config, 30), [*before, found])[-1]) == [1]
 
-    assert follows(distance * 0.96) and not follows(distance * 1.04)
+    here = [standing(0, looks=[0])] * 6
+    assert follows("jde", 0.25, [*here, NOBODY], 0)  # lost: looks alone find people again
+    assert not follows("jde", 0.26, [*here, NOBODY], 0)
+    # A box that overlaps by 0.509 is near enough for looks, but a cost of 0.542 is too much without them.
+    assert follows("botsort", 0.49, here, 13, "tracker.iou_thresh=0.5")
+    assert not follows("botsort", 0.51, here, 13, "tracker.iou_thresh=0.5")
 
 
 @pytest.mark.parametrize(("name", "expected"), [("jde", 0.5), ("byte", 0.8), ("botsort", 0.8), ("ocsort", 0.7)])
@@ -157,10 +156,10 @@ def test_embeddings_do_not_matter_to_those_who_use_none(name):
         np.testing.assert_array_equal(a.xyxy, b.xyxy)
 
 
-@pytest.mark.parametrize(("name", "moves"), [("jde", "none"), ("byte", "none"), ("botsort", "sparse"), ("ocsort", "none")])
-def test_camera_and_state(name, moves):
+@every
+def test_camera_and_state(name):
     config = preset(name)
-    assert config.camera_motion == moves
+    assert config.camera_motion == ("sparse" if name == "botsort" else "none")
     assert config.box_state == ("cxcywh" if name == "botsort" else "xyah")
     assert config.reupdate == (name == "ocsort")
     assert config.output == ("detection" if name == "ocsort" else "filtered")

@@ -7,7 +7,6 @@ from tests.tracker.people import NOBODY, boxes, crowd, ids, look, run, standing
 from tracker import Detections, Tracker, TrackerConfig
 from tracker.boxes import iou
 
-
 # --- low scores
 
 

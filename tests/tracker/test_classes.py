@@ -1,7 +1,6 @@
 """People, dogs and cars in one video."""
 
 import numpy as np
-import pytest
 
 from tests.tracker.people import NOBODY, ids, run, standing
 from tracker import Detections, Tracker, TrackerConfig

@@ -80,11 +80,9 @@ def test_values_at_the_ends_of_the_ranges_are_accepted():
     )
 
 
-@pytest.mark.parametrize(
-    "setting", ["track_buffer", "iou_rematch_seconds", "direction_seconds", "coast_seconds", "min_motion", "small_box"]
-)
-def test_values_of_any_size_are_tracked_with(setting):
-    tracker = Tracker(TrackerConfig(**{setting: 1e300}), 60)
+@pytest.mark.parametrize("setting", ["track_buffer", "iou_rematch_seconds", "direction_seconds", "coast_seconds"])
+def test_any_number_of_seconds(setting):
+    tracker = Tracker(TrackerConfig(**{setting: 1e308}), 60)
     for k in range(4):
         result = tracker.update(standing(5 * k))
     assert len(result) == 1

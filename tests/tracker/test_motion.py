@@ -7,7 +7,6 @@ from tests.tracker.people import NOBODY, boxes, ids, run, standing
 from tracker import Tracker, TrackerConfig, kalman
 from tracker import boxes as box_formats
 
-
 # --- prediction
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from tests.tracker.people import NOBODY, boxes, ids, run, standing
+from tests.tracker.people import NOBODY, ids, run, standing
 from tracker import Tracker, TrackerConfig
-
+from tracker.clock import FrameClock
 
 # --- the buffer
 
@@ -144,6 +144,18 @@ def test_clocks_of_containers_round_and_nothing_changes(origin, unit, rate):
     same(timed(Tracker(FILTERED, rate), zip(seconds, SCENE, strict=True)), run(Tracker(FILTERED, rate), SCENE))
 
 
+def test_times_between_the_frame_periods_are_good_at_any_origin():
+    """Seconds since 1970 are good to 0.2 µs; a gap of 3.000005 frame periods is repeated in three steps, not four."""
+    frames = [NOBODY, *[NOBODY if k % 8 in (5, 6) else standing(12 * k) for k in range(40)]]
+    seconds = np.array([0.0, *[(k + 0.3) / 30 for k in range(1, 41)]])
+    near, far = (
+        timed(Tracker(FILTERED, 30), zip(origin + seconds, frames, strict=True)) for origin in (0.0, 1.7e9 + 1 / 3)
+    )
+    for one, other in zip(near, far, strict=True):
+        assert ids(one) == ids(other)
+        np.testing.assert_allclose(other.xyxy, one.xyxy, atol=2e-3)
+
+
 def test_a_rate_told_slightly_wrong_costs_nobody_an_identity():
     tracker = Tracker(TrackerConfig(output="filtered"), 30)
     for k in range(2_000):
@@ -208,3 +220,34 @@ def test_who_leaves_while_frames_are_dropped_does_not_come_back_as_somebody_else
     timed(tracker, [(0.1 * k, standing(0, looks=[0])) for k in range(5)])
     results = timed(tracker, [(9.0 + 0.1 * k, standing(0, looks=[0])) for k in range(3)])
     assert [ids(result) for result in results] == [[], [2], [2]]
+
+
+# --- the clock by itself
+
+
+def test_the_clock_counts_frame_periods():
+    clock = FrameClock(25)
+    assert [clock.advance(None), clock.advance(None)] == [1, 1] and clock.now == 2
+    assert clock.advance(100.0) == 1  # the first time told is that of the next frame
+    assert clock.advance(100.08) == 2 and clock.now == 5
+    assert clock.advance(100.1) == pytest.approx(0.5) and clock.now == pytest.approx(5.5)
+    assert clock.advance(100.123) == pytest.approx(0.5) and clock.now == 6  # 6.075 is 6
+    assert clock.advance(100.121) == 0  # and so is 6.025
+    assert clock.advance(None) == 1 and clock.now == 7
+    clock.reset()
+    assert clock.advance(3.0) == 1 and clock.now == 1
+
+
+@pytest.mark.parametrize("seconds", [99.0, -1e308, 1e308, float("nan"), float("-inf")])
+def test_a_time_that_is_refused_leaves_the_clock_as_it_was(seconds):
+    clock = FrameClock(25)
+    clock.advance(100.0)
+    with pytest.raises(ValueError, match="seconds: expected"):
+        clock.advance(seconds)
+    assert clock.now == 1 and clock.advance(100.04) == 1
+
+
+def test_seconds_as_frame_periods():
+    clock = FrameClock(25)
+    assert [clock.periods(seconds) for seconds in (0, 0.05, 0.07, 1, 10)] == [0, 1, 2, 25, 250]
+    assert clock.periods(1e308) > 1e12

@@ -199,7 +199,7 @@ def test_lost_track_takes_over_the_younger_one_found_in_its_place():
 
 
 def behind_a_passer_by(looks=None, labels=None, **settings):
-    """Ids in the end, when person 2 stands at 300 and is hidden while person 1 passes in front; [1, 3] after a merge."""
+    """Ids in the end, when person 2 stands at 300, hidden while person 1 passes in front; [1, 3] after a merge."""
     tracker = Tracker(TrackerConfig(**settings))
     for k in range(110):
         passer = 5.0 * k
@@ -217,7 +217,7 @@ def behind_a_passer_by(looks=None, labels=None, **settings):
         (None, {"duplicate_thresh": None}, False),
         ((0, 1), {}, False),
         ((0, 0), {}, True),
-        ((0, 1), {"appearance": "minimum"}, False),
+        ((0, 1), {"appearance": "minimum", "embedding_thresh": 0.4}, False),
         ((0, 1), {"appearance": "none"}, True),
     ],
 )
@@ -229,9 +229,7 @@ def test_younger_lost_track_under_a_passer_by_is_a_duplicate_unless_it_looks_dif
 @pytest.mark.parametrize(("side", "merged"), [(0.9, True), (1.1, False)])
 def test_looks_of_duplicates_are_compared_as_those_of_matches(appearance, side, merged):
     """The limit is a cosine distance of 0.3, or half of it, in both."""
-    tracker = Tracker(
-        TrackerConfig(appearance=appearance, embedding_thresh=0.3 if appearance == "gated" else 0.15)
-    )
+    tracker = Tracker(TrackerConfig(appearance=appearance, embedding_thresh=0.3 if appearance == "gated" else 0.15))
     other = look(0.3 * side)
     for k in range(110):
         found = Detections(standing(5.0 * k, 300).xyxy, [0.9, 0.9], np.concatenate([np.eye(1, 8), other]))
