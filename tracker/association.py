@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from tracker import boxes, kalman
 from tracker.config import TrackerConfig
-from tracker.matching import GATING_THRESH, assign, direction_similarity, embedding_distance, fuse_motion, stand_out
+from tracker.matching import (
+    GATING_THRESH,
+    assign_pairs,
+    direction_similarity,
+    embedding_distance,
+    embedding_distance_of_pairs,
+    fuse_motion,
+    stand_out,
+)
 from tracker.tracks import LOST, TENTATIVE, TRACKED, Tracks
 from tracker.types import Detections, FloatArray, IntArray
 
@@ -47,64 +55,55 @@ def associate(
     scores, embeddings = detections.scores, detections.embeddings
     high = scores >= config.score_thresh
     tracked, lost = tracks.state == TRACKED, tracks.state == LOST
-    apart = _other_class(tracks, detections) if config.classes == "separate" else None
     appearance = "none" if embeddings is None else config.appearance
-    overlap = _overlap(boxes_of(tracks.mean, config), detections.xyxy, config)
+    # Everything below works on lists of pairs: of all pairs of a crowd, hardly any are near each other.
+    overlapping = _overlaps(boxes_of(tracks.mean, config), detections.xyxy, config)
+    row, column, overlap = _of_one_class(tracks, detections, *overlapping, config)
 
-    def left(track_mask: NDArray[np.bool_], detection_mask: NDArray[np.bool_]) -> tuple[IntArray, IntArray]:
-        """Rows of the tracks and detections of a stage that are still free; both empty where either is."""
-        rows = (track_mask & (detection_of < 0)).nonzero()[0]
-        columns = (detection_mask & free).nonzero()[0] if len(rows) else rows
-        return (rows, columns) if len(columns) else (columns, columns)
+    def left(track_mask: NDArray[np.bool_], detection_mask: NDArray[np.bool_]) -> IntArray:
+        """The overlapping pairs of a stage whose track and detection are both still free."""
+        wanted = (track_mask & (detection_of < 0))[row] & (detection_mask & free)[column]
+        return np.asarray(wanted.nonzero()[0])
 
-    def match(cost: NDArray[Any], rows: IntArray, columns: IntArray, limit: float) -> None:
-        if apart is not None:
-            cost = np.where(apart[rows[:, None], columns], np.inf, cost)
-        pairs, _, _ = assign(cost, limit)
-        taken = columns[pairs[:, 1]]
-        detection_of[rows[pairs[:, 0]]] = taken
-        free[taken] = False
+    def match(rows: IntArray, columns: IntArray, cost: NDArray[Any], limit: float) -> None:
+        rows, columns = assign_pairs(rows, columns, cost, limit)
+        detection_of[rows] = columns
+        free[columns] = False
 
     if embeddings is not None and appearance == "gated":
-        rows, columns = left(tracked | lost, high)
-        if len(rows):
-            cost = _appearance_cost(tracks, rows, embeddings[columns], measured[columns], config)
-            match(cost, rows, columns, config.embedding_thresh)
+        confirmed = (tracked | lost).nonzero()[0]
+        pairs = _alike_within_gate(tracks, confirmed, embeddings, measured, high.nonzero()[0], config)
+        match(*_of_one_class(tracks, detections, *pairs, config), config.embedding_thresh)
 
     by_position = tracked | (lost & lately if appearance == "gated" else lost)
-    rows, columns = left(by_position, high)
-    if len(rows):
-        cost = 1 - _fused(overlap[rows[:, None], columns], scores[columns], config)
-        limit = config.iou_thresh
-        if embeddings is not None and appearance == "minimum":
-            near = 1 - overlap[rows[:, None], columns] <= config.proximity_thresh
-            cost = _smaller_cost(cost, near, tracks.embedding[rows], embeddings[columns], config)
-        if config.direction_weight:
-            # The direction chooses among the pairs within the limit; it neither forbids one nor lets one in.
-            within = np.flatnonzero(cost <= limit)
-            row, column = np.divmod(within, len(columns))
-            similarity = direction_similarity(tracks.path[rows[row]], _centres(detections.xyxy[columns[column]]))
-            costs = cost.ravel()[within] - config.direction_weight * similarity * scores[columns[column]]
-            cost = np.full_like(cost, np.inf)
-            cost.ravel()[within] = costs
-            limit += config.direction_weight / 2
-        match(cost, rows, columns, limit)
+    stage = left(by_position, high)
+    cost, limit = 1 - _fused(overlap[stage], scores[column[stage]], config), config.iou_thresh
+    if embeddings is not None and appearance == "minimum":
+        near = 1 - overlap[stage] <= config.proximity_thresh
+        alike = look_distance(tracks.embedding, embeddings, row[stage], column[stage], config)
+        cost = np.where(near & (alike <= config.embedding_thresh), np.minimum(cost, alike), cost)
+    if config.direction_weight:
+        # The direction chooses among the pairs within the limit; it neither forbids one nor lets one in.
+        within = (cost <= limit).nonzero()[0]
+        stage, cost = stage[within], cost[within]
+        similarity = direction_similarity(tracks.path[row[stage]], _centres(detections.xyxy[column[stage]]))
+        cost = cost - config.direction_weight * similarity * scores[column[stage]]
+        limit += config.direction_weight / 2
+    match(row[stage], column[stage], cost, limit)
 
     if config.low_score_thresh is not None and not high.all():
-        rows, columns = left(by_position, (scores >= config.low_score_thresh) & ~high)
-        if len(rows):
-            match(1 - overlap[rows[:, None], columns], rows, columns, config.low_score_iou_thresh)
+        stage = left(by_position, (scores >= config.low_score_thresh) & ~high)
+        match(row[stage], column[stage], 1 - overlap[stage], config.low_score_iou_thresh)
 
     if config.recover_by_last_box:
-        rows, columns = left(by_position, high)
-        if len(rows):
-            cost = 1 - _overlap(tracks.box[rows], detections.xyxy[columns], config)
-            match(cost, rows, columns, config.iou_thresh)
+        rows, columns = (by_position & (detection_of < 0)).nonzero()[0], (high & free).nonzero()[0]
+        r, c, again = _overlaps(tracks.box[rows], detections.xyxy[columns], config)
+        pairs = _of_one_class(tracks, detections, rows[r], columns[c], 1 - again, config)
+        match(*pairs, config.iou_thresh)
 
-    rows, columns = left(tracks.state == TENTATIVE, high)
-    if len(rows):
-        cost = 1 - _fused(overlap[rows[:, None], columns], scores[columns], config)
-        match(cost, rows, columns, config.tentative_iou_thresh)
+    stage = left(tracks.state == TENTATIVE, high)
+    cost = 1 - _fused(overlap[stage], scores[column[stage]], config)
+    match(row[stage], column[stage], cost, config.tentative_iou_thresh)
     return detection_of
 
 
@@ -120,55 +119,62 @@ def measured_of(xyxy: FloatArray, config: TrackerConfig) -> Float64Array:
     return np.asarray(from_xyxy(xyxy.astype(np.float64)))
 
 
-def _other_class(tracks: Tracks, detections: Detections) -> NDArray[np.bool_] | None:
-    """(M, N) pairs that must not be matched; None where there is only one class."""
+def _of_one_class(
+    tracks: Tracks, detections: Detections, row: IntArray, column: IntArray, value: NDArray[Any], config: TrackerConfig
+) -> tuple[IntArray, IntArray, NDArray[Any]]:
+    """The pairs whose track and detection are of one class, or all where classes do not hinder."""
+    if config.classes != "separate":
+        return row, column, value
     assert detections.classes is not None  # the constructor fills them in
-    one = tracks.classes[0]
-    if (tracks.classes == one).all() and (detections.classes == one).all():
-        return None
-    return np.asarray(tracks.classes[:, None] != detections.classes)
+    same = tracks.classes[row] == detections.classes[column]
+    return (row, column, value) if same.all() else (row[same], column[same], value[same])
 
 
-def _overlap(a: NDArray[Any], b: NDArray[Any], config: TrackerConfig) -> NDArray[Any]:
-    """IoU (M, N) of predicted boxes and detections, grown where the configuration says so."""
+def _overlaps(a: NDArray[Any], b: NDArray[Any], config: TrackerConfig) -> tuple[IntArray, IntArray, NDArray[Any]]:
+    """Overlapping pairs of predicted boxes and detections, grown where the configuration says so."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
     if config.iou_buffer or config.small_box:
         a, b = (boxes.expand(each, config.iou_buffer, config.small_box) for each in (a, b))
-    return boxes.iou(a.astype(np.float64), b.astype(np.float64))
-
-
-def look_distance(a: FloatArray, b: FloatArray, config: TrackerConfig) -> NDArray[Any]:
-    """Distance (M, N) of embeddings as `embedding_thresh` limits it; half of it for "minimum", as in BoT-SORT."""
-    distance = embedding_distance(a, b, config.embedding_metric)
-    if config.stand_out_margin:
-        distance = stand_out(distance, config.stand_out_margin)
-    return distance / 2 if config.appearance == "minimum" else distance
+    return boxes.overlaps(a, b)
 
 
 def _fused(overlap: NDArray[Any], scores: FloatArray, config: TrackerConfig) -> NDArray[Any]:
     return overlap * scores if config.fuse_score else overlap
 
 
-def _appearance_cost(
-    tracks: Tracks, rows: IntArray, embeddings: FloatArray, measured: Float64Array, config: TrackerConfig
-) -> NDArray[Any]:
-    """Cost (len(rows), N) by embedding, within what the motion allows."""
-    known = tracks.embedding[rows]
-    cost = look_distance(known, embeddings, config)
+def _alike_within_gate(
+    tracks: Tracks,
+    rows: IntArray,
+    embeddings: FloatArray,
+    measured: Float64Array,
+    columns: IntArray,
+    config: TrackerConfig,
+) -> tuple[IntArray, IntArray, NDArray[Any]]:
+    """Pairs of some tracks and detections that the motion allows, and their cost by embedding fused with motion."""
     gating = kalman.gating_distance(
-        tracks.mean[rows], tracks.covariance[rows], measured, config.box_state, GATING_THRESH
+        tracks.mean[rows], tracks.covariance[rows], measured[columns], config.box_state, GATING_THRESH
     )
-    cost = fuse_motion(cost, gating)
-    cost[~known.any(axis=1)] = np.inf  # tracks that have only been seen without an embedding
-    return cost
+    near = np.flatnonzero(gating <= GATING_THRESH)
+    r, c = np.divmod(near, max(len(columns), 1))
+    distance = look_distance(tracks.embedding[rows], embeddings[columns], r, c, config)
+    return rows[r], columns[c], fuse_motion(distance, gating.ravel()[near])
 
 
-def _smaller_cost(
-    cost: NDArray[Any], near: NDArray[np.bool_], known: FloatArray, embeddings: FloatArray, config: TrackerConfig
+def look_distance(
+    known: FloatArray, embeddings: FloatArray, row: IntArray, column: IntArray, config: TrackerConfig
 ) -> NDArray[Any]:
-    """The smaller of both costs, where the embedding counts for boxes that are near and look alike alone (BoT-SORT)."""
-    distance = look_distance(known, embeddings, config)
-    counts = near & (distance <= config.embedding_thresh) & np.any(known, axis=1)[:, None]
-    return np.asarray(np.where(counts, np.minimum(cost, distance), cost))
+    """Distance (P,) of the embeddings of pairs as `embedding_thresh` limits it; infinite where a track has none.
+
+    For "minimum" it is half the distance, as in BoT-SORT.
+    """
+    if config.stand_out_margin:
+        cost = stand_out(embedding_distance(known, embeddings, config.embedding_metric), config.stand_out_margin)
+        distance = cost[row, column]
+    else:
+        distance = embedding_distance_of_pairs(known, embeddings, row, column, config.embedding_metric)
+    distance = distance / 2 if config.appearance == "minimum" else distance
+    described: NDArray[np.bool_] = np.any(known, axis=1)
+    return np.where(described[row], distance, np.inf)
 
 
 def _centres(xyxy: FloatArray) -> FloatArray:

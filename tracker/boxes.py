@@ -95,18 +95,39 @@ def iou(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.floating[Any]]:
     """
     if len(a) * len(b) <= _FEW_PAIRS:
         return _iou(a.T[:, :, None], b.T)
-    # In a crowd hardly any two boxes meet: only the pairs that a sweep from left to right finds are worked out.
+    row, column, value = overlaps(a, b)
+    result = np.zeros((len(a), len(b)), value.dtype)
+    result[row, column] = value
+    return result
+
+
+def overlaps(
+    a: NDArray[Any], b: NDArray[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.floating[Any]]]:
+    """The pairs of boxes that overlap, which in a crowd are very few.
+
+    Args:
+        a: (N, 4) xyxy.
+        b: (M, 4) xyxy.
+
+    Returns:
+        Row of `a`, row of `b` and intersection over union, above 0, of P pairs: three arrays (P,).
+    """
+    if len(a) * len(b) <= _FEW_PAIRS:
+        dense = _iou(a.T[:, :, None], b.T)
+        row, column = dense.nonzero()
+        return row, column, dense[row, column]
     row, column = _sweep(a, b)
     low, high = np.maximum(a[row, 1], b[column, 1]), np.minimum(a[row, 3], b[column, 3])
     meet = (high > low).nonzero()[0]
     row, column = row[meet], column[meet]
-    result = np.zeros((len(a), len(b)), np.result_type(a, b))
-    result[row, column] = _iou(a[row].T, b[column].T)
-    return result
+    value = _iou(a[row].T, b[column].T)
+    found = value.nonzero()[0]
+    return row[found], column[found], value[found]
 
 
 def _sweep(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of `a` and of `b` of all pairs whose horizontal ranges meet, and of some more."""
+    """Rows of `a` and of `b` of all pairs whose horizontal ranges meet, and some more, by going from left to right."""
     order = b[:, 0].argsort()
     left, reach = b[order, 0], np.maximum.accumulate(b[order, 2])
     begin, end = reach.searchsorted(a[:, 0], "right"), left.searchsorted(a[:, 2], "left")

@@ -53,7 +53,7 @@ class TrackerConfig:
     """Largest fused embedding cost of a match, in units of `embedding_metric`, (0, 2]; for "minimum" of half the
     distance, as in BoT-SORT."""
     proximity_thresh: float = 0.5
-    """For "minimum": largest 1 - IoU of a pair whose embedding counts, [0, 1]."""
+    """For "minimum": largest 1 - IoU of a pair whose embedding counts, [0, 1)."""
     stand_out_margin: float = 0.0
     """Embeddings of pairs that stand out from their row and column weigh more, by at most this share, [0, 1]; 0 weighs
     all alike (Deep OC-SORT; cosine metric alone)."""
@@ -117,13 +117,19 @@ class TrackerConfig:
     """Which box is reported: the matched detection's as it came, the Kalman filter's, or 60 % and 40 % of the two."""
 
     def __post_init__(self) -> None:
-        for name in ("score_thresh", "birth_thresh", "proximity_thresh", "stand_out_margin", "sure_thresh"):
+        for name in ("score_thresh", "birth_thresh", "stand_out_margin", "sure_thresh"):
             _check_range(name, getattr(self, name), 0, 1)
         for name in ("low_score_thresh", "duplicate_thresh"):
             if getattr(self, name) is not None:
                 _check_range(name, getattr(self, name), 0, 1)
         _check_range("embedding_thresh", self.embedding_thresh, 0, 2, include_low=False)
-        for name in ("embedding_momentum", "iou_thresh", "low_score_iou_thresh", "tentative_iou_thresh"):
+        for name in (
+            "embedding_momentum",
+            "proximity_thresh",
+            "iou_thresh",
+            "low_score_iou_thresh",
+            "tentative_iou_thresh",
+        ):
             _check_range(name, getattr(self, name), 0, 1, include_high=False)
         for name in (
             "iou_rematch_seconds",

@@ -31,9 +31,22 @@ def embedding_distance(a: NDArray[Any], b: NDArray[Any], metric: EmbeddingMetric
     Raises:
         ValueError: an unknown metric.
     """
+    return _as_metric(1 - a @ b.T, metric)
+
+
+def embedding_distance_of_pairs(
+    a: NDArray[Any], b: NDArray[Any], row: IntArray, column: IntArray, metric: EmbeddingMetric = "cosine"
+) -> NDArray[Any]:
+    """Distance (P,) between rows `row` of `a` and `column` of `b`, as in `embedding_distance`."""
+    if len(row) > len(a) * len(b) // 8:  # one product of matrices is faster, and needs less memory
+        return np.asarray(embedding_distance(a, b, metric)[row, column])
+    return _as_metric(1 - np.einsum("pd,pd->p", a[row], b[column]), metric)
+
+
+def _as_metric(cosine: NDArray[Any], metric: EmbeddingMetric) -> NDArray[Any]:
     if metric not in ("cosine", "euclidean"):
         raise ValueError(f"metric: expected 'cosine' or 'euclidean', got {metric!r}")
-    cosine = np.maximum(1 - a @ b.T, 0)  # rounding may leave -1e-7 for equal rows
+    cosine = np.maximum(cosine, 0)  # rounding may leave -1e-7 for equal rows
     return np.asarray(cosine if metric == "cosine" else np.sqrt(2 * cosine))
 
 
@@ -114,35 +127,56 @@ def assign(cost: NDArray[Any], limit: float) -> tuple[IntArray, IntArray, IntArr
     if invalid.any():
         row, column = np.argwhere(invalid)[0]
         raise ValueError(f"cost: expected numbers, got NaN at row {row}, column {column}")
-    if not np.isfinite(limit):
-        raise ValueError(f"limit: expected a finite number, got {limit}")
-    count_rows, count_columns = cost.shape
     # Flat positions and one division are ten times faster than two-dimensional `nonzero`.
-    rows, columns = np.divmod(np.flatnonzero(np.less_equal(cost, limit)), max(count_columns, 1))
-    of_row, of_column = np.bincount(rows, minlength=count_rows), np.bincount(columns, minlength=count_columns)
-    alone = (of_row[rows] == 1) & (of_column[columns] == 1)
-    if not alone.all():
-        # A pair alone in its row and its column is in every optimum: the solver sees only those who compete.
-        compete = (~alone).nonzero()[0]
-        rivals, wanted = rows[compete], columns[compete]
-        block_rows, block_columns = _present(rivals, count_rows), _present(wanted, count_columns)
-        block = np.full((len(block_rows), len(block_columns)), np.inf)
-        block[np.searchsorted(block_rows, rivals), np.searchsorted(block_columns, wanted)] = cost[rivals, wanted]
-        # A little above the limit, so that a pair exactly at the limit is better matched than not.
-        _, column_of_row, _ = lap.lapjv(block, extend_cost=True, cost_limit=limit + 1e-6)
-        matched = (column_of_row >= 0).nonzero()[0]
-        rows = np.concatenate([rows[alone], block_rows[matched]])
-        columns = np.concatenate([columns[alone], block_columns[column_of_row[matched]]])
-        order = rows.argsort()
-        rows, columns = rows[order], columns[order]
-    row_free, column_free = np.ones(count_rows, bool), np.ones(count_columns, bool)
+    rows, columns = np.divmod(np.flatnonzero(np.less_equal(cost, limit)), max(cost.shape[1], 1))
+    rows, columns = assign_pairs(rows, columns, cost[rows, columns], limit)
+    row_free, column_free = np.ones(cost.shape[0], bool), np.ones(cost.shape[1], bool)
     row_free[rows] = False
     column_free[columns] = False
     return np.array([rows, columns]).T, row_free.nonzero()[0], column_free.nonzero()[0]
 
 
-def _present(numbers: IntArray, count: int) -> IntArray:
-    """The different ones among numbers from 0 to `count` - 1, rising."""
-    mask = np.zeros(count, bool)
-    mask[numbers] = True
-    return mask.nonzero()[0]
+def assign_pairs(rows: IntArray, columns: IntArray, cost: NDArray[Any], limit: float) -> tuple[IntArray, IntArray]:
+    """`assign` where only some pairs may be matched at all.
+
+    Args:
+        rows: (P,) row of each pair.
+        columns: (P,) column of each pair; no pair comes twice.
+        cost: (P,) finite costs.
+        limit: as for `assign`.
+
+    Returns:
+        Rows (K,), rising, and columns (K,) of the matches.
+
+    Raises:
+        ValueError: NaN in `cost`, or a limit that is not finite.
+    """
+    if not np.isfinite(limit):
+        raise ValueError(f"limit: expected a finite number, got {limit}")
+    if np.isnan(cost).any():
+        pair = int(np.isnan(cost).argmax())
+        raise ValueError(f"cost: expected numbers, got NaN at row {rows[pair]}, column {columns[pair]}")
+    allowed = (cost <= limit).nonzero()[0]
+    rows, columns, cost = rows[allowed], columns[allowed], cost[allowed]
+    if len(rows) == 0:
+        return rows, columns
+    alone = (np.bincount(rows)[rows] == 1) & (np.bincount(columns)[columns] == 1)
+    if not alone.all():
+        # A pair alone in its row and its column is in every optimum: the solver sees only those who compete.
+        compete = (~alone).nonzero()[0]
+        rivals, wanted = rows[compete], columns[compete]
+        block_rows, block_columns = _present(rivals), _present(wanted)
+        block = np.full((len(block_rows), len(block_columns)), np.inf)
+        block[np.searchsorted(block_rows, rivals), np.searchsorted(block_columns, wanted)] = cost[compete]
+        # A little above the limit, so that a pair exactly at the limit is better matched than not.
+        _, column_of_row, _ = lap.lapjv(block, extend_cost=True, cost_limit=limit + 1e-6)
+        matched = (column_of_row >= 0).nonzero()[0]
+        rows = np.concatenate([rows[alone], block_rows[matched]])
+        columns = np.concatenate([columns[alone], block_columns[column_of_row[matched]]])
+    order = rows.argsort()
+    return rows[order], columns[order]
+
+
+def _present(numbers: IntArray) -> IntArray:
+    """The different ones among whole numbers from 0 on, rising."""
+    return np.bincount(numbers).nonzero()[0]

@@ -255,20 +255,24 @@ class Tracker:
         if len(lost) == 0:
             return
         tracked = (tracks.state == TRACKED).nonzero()[0]
-        predicted = boxes_of(tracks.mean[tracked], config), boxes_of(tracks.mean[lost], config)
-        same = 1 - boxes.iou(*predicted) < config.duplicate_thresh
+        row, column, overlap = boxes.overlaps(
+            boxes_of(tracks.mean[tracked], config), boxes_of(tracks.mean[lost], config)
+        )
+        same = 1 - overlap < config.duplicate_thresh
         if not same.any():
             return
+        row, column = tracked[row[same]], lost[column[same]]
         if config.classes == "separate":
-            same &= tracks.classes[tracked][:, None] == tracks.classes[lost]
+            same = tracks.classes[row] == tracks.classes[column]
+            row, column = row[same], column[same]
         if config.appearance != "none":
-            distance = look_distance(tracks.embedding[tracked], tracks.embedding[lost], config)
             described: NDArray[np.bool_] = np.any(tracks.embedding, axis=1)
-            same &= ~(described[tracked][:, None] & described[lost]) | (distance <= config.embedding_thresh)
+            distance = look_distance(tracks.embedding, tracks.embedding, row, column, config)
+            same = ~(described[row] & described[column]) | (distance <= config.embedding_thresh)
+            row, column = row[same], column[same]
         keep = np.ones(len(tracks), bool)
         life = tracks.seen - tracks.born
-        for row, column in np.argwhere(same):  # rarely more than one pair
-            seen, unseen = tracked[row], lost[column]
+        for seen, unseen in zip(row, column, strict=True):  # rarely more than one pair
             if not keep[seen] or not keep[unseen] or tracks.state[unseen] != LOST:
                 continue
             if life[unseen] > life[seen]:

@@ -1,10 +1,53 @@
 """Detections of people, made up for tests, and what a tracker makes of them."""
 
+import dataclasses
+
 import numpy as np
 
-from tracker import Detections
+from tracker import Detections, TrackerConfig
 
 NOBODY = Detections.empty()
+
+PLAIN = TrackerConfig(
+    score_thresh=0.5,
+    low_score_thresh=0.05,
+    birth_thresh=0.6,
+    shape_std=None,
+    classes="separate",
+    appearance="gated",
+    embedding_metric="cosine",
+    embedding_thresh=0.5,
+    proximity_thresh=0.5,
+    stand_out_margin=0.0,
+    embedding_momentum=0.9,
+    score_aware_momentum=False,
+    iou_thresh=0.8,
+    low_score_iou_thresh=0.5,
+    tentative_iou_thresh=0.7,
+    iou_rematch_seconds=0.5,
+    fuse_score=False,
+    iou_buffer=0.0,
+    small_box=0.0,
+    direction_weight=0.15,
+    direction_seconds=0.1,
+    recover_by_last_box=False,
+    box_state="xyah",
+    reupdate=False,
+    track_buffer=3.0,
+    duplicate_thresh=0.15,
+    confirm_frames=2,
+    sure_thresh=0.75,
+    min_motion=0.3,
+    confirm_first_frame=True,
+    coast_seconds=0.0,
+    output="detection",
+)
+"""What the numbers in the tests follow from, whatever the defaults are."""
+
+
+def plain(**changes):
+    """`PLAIN` with changes."""
+    return dataclasses.replace(PLAIN, **changes)
 
 
 def standing(*lefts, score=0.9, looks=None, classes=None, top=100.0, width=40.0, height=100.0):

@@ -3,26 +3,26 @@
 import numpy as np
 import pytest
 
-from tests.tracker.people import NOBODY, boxes, crowd, ids, look, run, standing
-from tracker import Detections, Tracker, TrackerConfig
+from tests.tracker.people import NOBODY, boxes, crowd, ids, look, plain, run, standing
+from tracker import Detections, Tracker
 from tracker.boxes import iou
 
 # --- low scores
 
 
 def test_low_scores_continue_a_tracked_person_but_start_none():
-    config = TrackerConfig(score_thresh=0.5, low_score_thresh=0.2)
+    config = plain(score_thresh=0.5, low_score_thresh=0.2)
     sure, unsure, hopeless = standing(0), standing(0, score=0.2), standing(0, score=0.19)
     results = run(Tracker(config), [sure, unsure, unsure, hopeless])
     assert [ids(result) for result in results] == [[1], [1], [1], []]
     assert results[1].scores.tolist() == pytest.approx([0.2])
     assert all(len(result) == 0 for result in run(Tracker(config), [unsure] * 5))
-    without = Tracker(TrackerConfig(score_thresh=0.5, low_score_thresh=None))
+    without = Tracker(plain(score_thresh=0.5, low_score_thresh=None))
     assert [ids(result) for result in run(without, [sure, unsure])] == [[1], []]
 
 
 def test_low_scores_find_only_recently_lost_people_again():
-    config = TrackerConfig(iou_rematch_seconds=0.5, track_buffer=2.0)
+    config = plain(iou_rematch_seconds=0.5, track_buffer=2.0)
 
     def after(hidden, looks):
         tracker = Tracker(config, frame_rate=10)
@@ -37,13 +37,13 @@ def test_low_scores_find_only_recently_lost_people_again():
 
 
 def test_low_threshold_above_the_other_leaves_nothing_between():
-    tracker = Tracker(TrackerConfig(score_thresh=0.5, low_score_thresh=0.7))
+    tracker = Tracker(plain(score_thresh=0.5, low_score_thresh=0.7))
     results = run(tracker, [standing(0), standing(0, score=0.6), standing(0, score=0.49), standing(0, score=0.5)])
     assert [ids(result) for result in results] == [[1], [1], [], [1]]
 
 
 def test_low_score_does_not_change_what_a_person_looks_like():
-    tracker = Tracker(TrackerConfig(low_score_thresh=0.1))
+    tracker = Tracker(plain(low_score_thresh=0.1))
     tracker.update(standing(0, looks=[0]))
     tracker.update(standing(0, looks=[1], score=0.3))
     assert tracker._tracks.embedding[0].tolist() == np.eye(8)[0].tolist()
@@ -53,7 +53,7 @@ def test_low_score_does_not_change_what_a_person_looks_like():
 
 
 def test_two_people_crossing_keep_their_ids():
-    tracker, seen = Tracker(), []
+    tracker, seen = Tracker(plain()), []
     for k in range(60):
         left, right = 8.0 * k, 472.0 - 8.0 * k
         hidden = abs(left - right) < 40  # behind the other one
@@ -68,12 +68,12 @@ def test_two_people_crossing_keep_their_ids():
 def test_a_jump_keeps_the_id_by_looks_alone():
     frames = [standing(0, 100, looks=(0, 1))] * 3 + [standing(25, 75, looks=(0, 1))]
     assert iou(frames[0].xyxy, frames[-1].xyxy).max() < 0.5  # out of reach for the match by position
-    last = run(Tracker(TrackerConfig(iou_thresh=0.5)), frames)[-1]
+    last = run(Tracker(plain(iou_thresh=0.5)), frames)[-1]
     assert ids(last) == [1, 2]
 
 
 def test_the_gate_stops_what_no_person_can_do():
-    results = run(Tracker(), [standing(0, looks=[0])] * 3 + [standing(500, looks=[0])] * 2)
+    results = run(Tracker(plain()), [standing(0, looks=[0])] * 3 + [standing(500, looks=[0])] * 2)
     assert [ids(result) for result in results[-2:]] == [[], [2]]
 
 
@@ -85,7 +85,7 @@ def test_the_metric_is_the_one_named(metric, thresh):
         look = np.array([[1.0, 0.0]])
         cosine = 1 - cosine_distance
         other = np.array([[cosine, np.sqrt(1 - cosine**2)]])
-        config = TrackerConfig(embedding_metric=metric, embedding_thresh=thresh, iou_rematch_seconds=0)
+        config = plain(embedding_metric=metric, embedding_thresh=thresh, iou_rematch_seconds=0)
         tracker = Tracker(config)
         here = standing(0)
         run(tracker, [Detections(here.xyxy, here.scores, look)] * 10 + [NOBODY])  # lost: only looks find it again
@@ -96,7 +96,7 @@ def test_the_metric_is_the_one_named(metric, thresh):
 
 
 def test_the_smoothed_embedding():
-    tracker = Tracker()
+    tracker = Tracker(plain())
     tracker.update(standing(0, looks=[0]))
     assert tracker._tracks.embedding[0].tolist() == np.eye(8)[0].tolist()
     tracker.update(standing(0, looks=[1]))
@@ -106,12 +106,12 @@ def test_the_smoothed_embedding():
 
 def test_embeddings_may_come_late_and_may_miss():
     frames = [standing(0), standing(0, looks=[0]), standing(2), NOBODY, standing(3, looks=[0])]
-    assert all(ids(result) == [1] for result in run(Tracker(), frames) if len(result))
-    assert len(run(Tracker(), frames)[-1]) == 1
+    assert all(ids(result) == [1] for result in run(Tracker(plain()), frames) if len(result))
+    assert len(run(Tracker(plain()), frames)[-1]) == 1
 
 
 def test_a_track_without_an_embedding_looks_like_nobody():
-    config = TrackerConfig(embedding_thresh=2.0, iou_rematch_seconds=0)  # any look would do
+    config = plain(embedding_thresh=2.0, iou_rematch_seconds=0)  # any look would do
     results = run(Tracker(config), [standing(0)] * 3 + [NOBODY, standing(0, looks=[0])])
     assert ids(results[-1]) == []
     results = run(Tracker(config), [standing(0, looks=[1])] * 3 + [NOBODY, standing(0, looks=[0])])
@@ -119,14 +119,14 @@ def test_a_track_without_an_embedding_looks_like_nobody():
 
 
 def test_embeddings_of_another_dimension_are_refused():
-    tracker = Tracker()
+    tracker = Tracker(plain())
     tracker.update(standing(0, looks=[0]))
     with pytest.raises(ValueError, match="embeddings: expected dimension 8 as in earlier frames, got 4"):
         tracker.update(Detections([[0, 0, 10, 20]], [0.9], np.ones((1, 4))))
 
 
 def test_position_alone_finds_a_lost_person_only_for_a_while():
-    config = TrackerConfig(iou_rematch_seconds=0.5, track_buffer=2.0)
+    config = plain(iou_rematch_seconds=0.5, track_buffer=2.0)
 
     def reappears(hidden, looks):
         tracker = Tracker(config, frame_rate=10)
@@ -169,12 +169,12 @@ def test_position_alone_finds_a_lost_person_only_for_a_while():
 )
 def test_overlap_needed_by_each_stage(settings, before, score, matched, unmatched):
     for step, expected in ((matched, [1]), (unmatched, [])):
-        tracker = Tracker(TrackerConfig(**settings))
+        tracker = Tracker(plain(**settings))
         assert ids(run(tracker, [standing(0)] * before + [standing(step, score=score)])[-1]) == expected
 
 
 def test_a_wider_limit_for_low_scores_is_for_those_only():
-    config = TrackerConfig(iou_thresh=0.3, low_score_iou_thresh=0.5)
+    config = plain(iou_thresh=0.3, low_score_iou_thresh=0.5)
     results = run(Tracker(config), [standing(0, 300)] * 5 + [standing(8, 308, score=[0.9, 0.3])])  # IoU 0.667
     assert ids(results[-1]) == [2]
 
@@ -184,7 +184,7 @@ def test_a_wider_limit_for_low_scores_is_for_those_only():
 
 def chosen(way, candidates, frame_rate=30, **settings):
     """Which of the candidate boxes continues the track of a person 40 wide and 100 high seen at these centres."""
-    tracker = Tracker(TrackerConfig(output="detection", **settings), frame_rate)
+    tracker = Tracker(plain(output="detection", **settings), frame_rate)
 
     def at(places):
         return boxes(*([x - 20, y - 50, x + 20, y + 50] for x, y in places))
@@ -209,7 +209,7 @@ def test_direction_chooses_between_boxes_within_reach():
 def test_a_low_score_says_less_about_the_direction():
     way = [(2.0 * k, 100.0) for k in range(30)]
     # The step ahead is dearer by 0.057; 0.15 · score is more at 0.9, and less at 0.3.
-    tracker = Tracker(TrackerConfig(score_thresh=0.2, low_score_thresh=None))
+    tracker = Tracker(plain(score_thresh=0.2, low_score_thresh=None))
     run(tracker, [standing(x - 20) for x, _ in way])
     result = tracker.update(standing(60 - 12 - 20, 60 + 14 - 20, score=0.3))
     assert result.xyxy[0, 0] == 28
@@ -228,7 +228,7 @@ def test_direction_is_taken_over_the_seconds_asked_for():
 
 def test_two_who_cross_without_looks_go_on_as_they_came():
     """Both are hidden while they pass each other, and seen again at places the other one might have come to."""
-    tracker = Tracker(TrackerConfig(direction_weight=0.15))
+    tracker = Tracker(plain(direction_weight=0.15))
     for k in range(60):
         left, right = 4.0 * k, 236.0 - 4.0 * k
         result = tracker.update(NOBODY if abs(left - right) < 24 else standing(left, right))
@@ -244,7 +244,7 @@ def test_who_stopped_out_of_sight_is_found_by_the_last_box():
     hidden = [standing(10 * k) for k in range(12)] + [NOBODY] * 5
 
     def found(left, **settings):
-        return ids(run(Tracker(TrackerConfig(iou_thresh=0.5, **settings)), [*hidden, standing(left)])[-1])
+        return ids(run(Tracker(plain(iou_thresh=0.5, **settings)), [*hidden, standing(left)])[-1])
 
     assert found(110) == []
     assert found(110, recover_by_last_box=True) == [1]
@@ -255,7 +255,7 @@ def test_who_stopped_out_of_sight_is_found_by_the_last_box():
 
 
 def test_the_last_box_is_no_way_around_the_time_limit():
-    config = TrackerConfig(recover_by_last_box=True, iou_rematch_seconds=0.1, duplicate_thresh=None)
+    config = plain(recover_by_last_box=True, iou_rematch_seconds=0.1, duplicate_thresh=None)
     hidden = [standing(10 * k, looks=[0]) for k in range(12)] + [NOBODY] * 5
     assert ids(run(Tracker(config), [*hidden, standing(110, looks=[1])])[-1]) == []
 
@@ -269,7 +269,7 @@ def swapped(first=0.0, **settings):
     step = standing(12, 18, looks=(1, 0))
     if first:  # the box at 18 looks like the first person, but not quite
         step = Detections(step.xyxy, step.scores, np.concatenate([step.embeddings[:1], look(first)]))
-    result = run(Tracker(TrackerConfig(**settings)), [people] * 5 + [step])[-1]
+    result = run(Tracker(plain(**settings)), [people] * 5 + [step])[-1]
     assert ids(result) == [1, 2]
     return result.xyxy[:, 0].tolist() == [18, 12]
 
@@ -292,7 +292,7 @@ def test_the_smaller_of_both_costs_decides():
     assert swapped(first=0.52, embedding_thresh=0.25, **settings)
     neither = np.concatenate([np.roll(look(0.52), 1), look(0.52)])
     step = Detections(standing(12, 18).xyxy, [0.9, 0.9], neither)
-    tracker = Tracker(TrackerConfig(embedding_thresh=0.25, **settings))
+    tracker = Tracker(plain(embedding_thresh=0.25, **settings))
     result = run(tracker, [standing(0, 30, looks=(0, 1))] * 5 + [step])[-1]
     assert result.xyxy[:, 0].tolist() == [12, 18]
 
@@ -300,25 +300,25 @@ def test_the_smaller_of_both_costs_decides():
 @pytest.mark.parametrize(("distance", "expected"), [(0.48, [1]), (0.52, [])])
 def test_for_minimum_the_limit_is_half_a_cosine_distance(distance, expected):
     """Overlap alone, 0.481, does not reach."""
-    config = TrackerConfig(appearance="minimum", embedding_thresh=0.25, iou_thresh=0.5, proximity_thresh=0.6)
+    config = plain(appearance="minimum", embedding_thresh=0.25, iou_thresh=0.5, proximity_thresh=0.6)
     moved = Detections(standing(14).xyxy, [0.9], look(distance))
     assert ids(run(Tracker(config), [standing(0, looks=[0])] * 5 + [moved])[-1]) == expected
 
 
 def test_looks_do_not_let_in_what_is_far():
-    config = TrackerConfig(appearance="minimum", iou_thresh=0.5, proximity_thresh=0.5)
+    config = plain(appearance="minimum", iou_thresh=0.5, proximity_thresh=0.5)
     assert ids(run(Tracker(config), [standing(0, looks=[0])] * 5 + [standing(14, looks=[0])])[-1]) == []
 
 
 @pytest.mark.parametrize("appearance", ["none", "minimum"])
 def test_without_a_stage_of_looks_position_finds_people_as_long_as_they_are_kept(appearance):
-    config = TrackerConfig(appearance=appearance, iou_rematch_seconds=0.1, track_buffer=2.0)
+    config = plain(appearance=appearance, iou_rematch_seconds=0.1, track_buffer=2.0)
     frames = [standing(0, looks=[0])] * 3 + [NOBODY] * 20 + [standing(0, looks=[1])]
     assert ids(run(Tracker(config, 10), frames)[-1]) == [1]
 
 
 def test_appearance_none_is_as_if_there_were_no_embeddings():
-    config = TrackerConfig(appearance="none", direction_weight=0)
+    config = plain(appearance="none", direction_weight=0)
     one, other = Tracker(config), Tracker(config)
     for found in crowd(100, life=50):
         a, b = one.update(found), other.update(Detections(found.xyxy, found.scores))
@@ -338,7 +338,7 @@ def test_looks_that_stand_out_reach_farther(appearance):
 
     def found(margin, alone=False):
         limit = 0.3 if appearance == "gated" else 0.15  # half a cosine distance
-        config = TrackerConfig(
+        config = plain(
             appearance=appearance,
             embedding_thresh=limit,
             stand_out_margin=margin,
@@ -360,7 +360,7 @@ def test_looks_that_stand_out_reach_farther(appearance):
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
 def test_momentum_is_the_share_kept(momentum):
-    tracker = Tracker(TrackerConfig(embedding_momentum=momentum))
+    tracker = Tracker(plain(embedding_momentum=momentum))
     result = run(tracker, [standing(0, looks=[0]), standing(0, looks=[1])])[-1]
     expected = np.array([momentum, 1 - momentum]) / np.hypot(momentum, 1 - momentum)
     np.testing.assert_allclose(result.embeddings[0, :2], expected, atol=1e-6)
@@ -370,13 +370,13 @@ def test_momentum_is_the_share_kept(momentum):
 def test_a_low_score_changes_the_embedding_less(score, share):
     """0.1 · (score - 0.5) / (1 - 0.5) of the new one."""
     for aware, expected in ((True, share), (False, 0.1)):
-        tracker = Tracker(TrackerConfig(score_thresh=0.5, score_aware_momentum=aware))
+        tracker = Tracker(plain(score_thresh=0.5, score_aware_momentum=aware))
         result = run(tracker, [standing(0, looks=[0]), standing(0, looks=[1], score=score)])[-1]
         mixed = np.array([1 - expected, expected])
         np.testing.assert_allclose(result.embeddings[0, :2], mixed / np.linalg.norm(mixed), atol=1e-6)
 
 
 def test_the_first_embedding_is_taken_whole_whatever_its_score():
-    tracker = Tracker(TrackerConfig(score_thresh=0.5, score_aware_momentum=True))
+    tracker = Tracker(plain(score_thresh=0.5, score_aware_momentum=True))
     result = run(tracker, [standing(0), standing(0, looks=[1], score=0.6)])[-1]
     np.testing.assert_allclose(result.embeddings, np.eye(8)[1:2], atol=1e-6)

@@ -77,6 +77,49 @@ def test_iou_equals_its_definition(a, b):
     np.testing.assert_allclose(overlap, boxes.iou(b, a).T)
 
 
+@pytest.fixture(scope="module")
+def sweep_always():
+    """Few pairs are looked for by the sweep, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(boxes, "_FEW_PAIRS", -1)
+        yield
+
+
+# Corners of a coarse grid: equal edges, boxes that touch, lie within each other, have no area, or are inverted.
+on_a_grid = st.lists(st.tuples(*[st.integers(0, 4)] * 4), max_size=12).map(
+    lambda rows: np.array(rows, np.float64).reshape(-1, 4)
+)
+
+
+@given(on_a_grid, on_a_grid)
+def test_iou_by_the_sweep_equals_its_definition(sweep_always, a, b):
+    overlap = boxes.iou(a, b)
+    expected = np.array([[iou_of_two(one, other) for other in b] for one in a]).reshape(len(a), len(b))
+    np.testing.assert_allclose(overlap, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [5, 60, 600])
+def test_iou_of_a_crowd_is_that_of_its_parts(dtype, size):
+    """From hardly any pair that meets to nearly all; one row alone is few enough to be worked out whole."""
+    rng = np.random.default_rng(size)
+    a, b = (
+        boxes.tlwh_to_xyxy(np.hstack([rng.uniform(0, 1000, (count, 2)), rng.gamma(2, size / 2, (count, 2))]))
+        for count in (90, 150)
+    )
+    a[::17, 2] = a[::17, 0] - 5  # inverted
+    b[::19, 3] = b[::19, 1]  # flat
+    a[3], b[4] = (-1e6, -1e6, 1e6, 1e6), a[5]
+    a, b = a.astype(dtype), b.astype(dtype)
+    overlap = boxes.iou(a, b)
+    assert overlap.dtype == dtype and overlap.shape == (90, 150)
+    np.testing.assert_array_equal(overlap, np.concatenate([boxes.iou(row[None], b) for row in a]))
+    tolerance = 1e-5 if dtype == np.float32 else 1e-12
+    for row, column in rng.integers(0, (90, 150), (300, 2)):
+        pair = a[row].astype(np.float64), b[column].astype(np.float64)
+        assert overlap[row, column] == pytest.approx(iou_of_two(*pair), abs=tolerance)
+
+
 @given(arrays(np.float64, (4, 4), elements=coordinate))
 def test_iou_stays_in_range_for_any_corners(any_corners):
     overlap = boxes.iou(any_corners, any_corners)

@@ -2,18 +2,18 @@
 
 import numpy as np
 
-from tests.tracker.people import NOBODY, ids, run, standing
-from tracker import Detections, Tracker, TrackerConfig
+from tests.tracker.people import NOBODY, ids, plain, run, standing
+from tracker import Detections, Tracker
 
 
 def test_classes_are_kept_apart():
     box = standing(0)
     cat, dog = (Detections(box.xyxy, box.scores, None, [label]) for label in (3, 4))
-    results = run(Tracker(), [cat, cat, dog, dog])
+    results = run(Tracker(plain()), [cat, cat, dog, dog])
     assert [ids(result) for result in results] == [[1], [1], [], [2]]
     assert results[0].classes.tolist() == [3] and results[-1].classes.tolist() == [4]
     cat, dog = (Detections(box.xyxy, box.scores, np.eye(1, 8), [label]) for label in (3, 4))
-    assert [ids(result) for result in run(Tracker(), [cat, cat, dog, dog])] == [[1], [1], [], [2]]
+    assert [ids(result) for result in run(Tracker(plain()), [cat, cat, dog, dog])] == [[1], [1], [], [2]]
 
 
 def labelled(*classes, score=0.9):
@@ -22,7 +22,7 @@ def labelled(*classes, score=0.9):
 
 
 def test_a_class_that_flips_costs_no_identity_and_the_majority_names_it():
-    config = TrackerConfig(classes="vote")
+    config = plain(classes="vote")
     results = run(Tracker(config), labelled(1, 2, 2, 1, 1, 3))
     assert all(ids(result) == [1] for result in results)
     # A tie goes to the lower class: 1, 2 after the first two frames, then 2 leads, ...
@@ -30,11 +30,11 @@ def test_a_class_that_flips_costs_no_identity_and_the_majority_names_it():
 
 
 def test_votes_weigh_their_score():
-    config = TrackerConfig(classes="vote")
+    config = plain(classes="vote")
     frames = [*labelled(7, score=0.9), *labelled(3, 3, score=0.7)]
     assert [result.classes.tolist() for result in run(Tracker(config), frames)] == [[7], [7], [3]]
     # Low scores vote, too, by little.
-    config = TrackerConfig(classes="vote", low_score_thresh=0.1)
+    config = plain(classes="vote", low_score_thresh=0.1)
     frames = [*labelled(7, score=0.9), *labelled(3, 3, 3, 3, score=0.25)]
     assert [result.classes.tolist() for result in run(Tracker(config), frames)] == [[7]] * 4 + [[3]]
 
@@ -42,7 +42,7 @@ def test_votes_weigh_their_score():
 def test_votes_are_counted_class_by_class_whenever_a_class_appears():
     """Against a dictionary of sums; new classes come below, between and above those known."""
     rng = np.random.default_rng(0)
-    tracker = Tracker(TrackerConfig(classes="vote", score_thresh=0.5, low_score_thresh=None, sure_thresh=0))
+    tracker = Tracker(plain(classes="vote", score_thresh=0.5, low_score_thresh=None, sure_thresh=0))
     known = [5]
     votes = [{}, {}, {}]
     for frame in range(200):
@@ -58,7 +58,7 @@ def test_votes_are_counted_class_by_class_whenever_a_class_appears():
 
 
 def test_newcomers_vote_for_themselves_alone():
-    tracker = Tracker(TrackerConfig(classes="vote"))
+    tracker = Tracker(plain(classes="vote"))
     run(tracker, [standing(0, classes=[4])] * 5)
     result = run(tracker, [standing(0, 300, classes=[4, 2])] * 2)[-1]
     assert ids(result) == [1, 2] and result.classes.tolist() == [4, 2]
@@ -66,15 +66,15 @@ def test_newcomers_vote_for_themselves_alone():
 
 def test_separate_classes_in_one_place_are_separate_people():
     both = Detections(np.repeat(standing(0).xyxy, 2, axis=0), [0.9, 0.9], None, [1, 2])
-    results = run(Tracker(), [both] * 5)
+    results = run(Tracker(plain()), [both] * 5)
     assert all(ids(result) == [1, 2] for result in results)
     assert results[-1].classes.tolist() == [1, 2]
     swapped = [both, both[np.array([1, 0])]] * 4
-    assert all(result.classes.tolist() == [1, 2] for result in run(Tracker(), swapped))
+    assert all(result.classes.tolist() == [1, 2] for result in run(Tracker(plain()), swapped))
 
 
 def test_class_votes_survive_an_occlusion_and_a_reset_forgets_them():
-    tracker = Tracker(TrackerConfig(classes="vote"))
+    tracker = Tracker(plain(classes="vote"))
     results = run(tracker, [*labelled(1, 1, 1), NOBODY, *labelled(2, 2)])
     assert ids(results[-1]) == [1] and results[-1].classes.tolist() == [1]
     tracker.reset()

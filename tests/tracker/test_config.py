@@ -52,7 +52,7 @@ from tracker import config as config_module
         ({"confirm_frames": float("inf")}, "confirm_frames: .* got inf"),
         ({"confirm_frames": 0}, "confirm_frames: .* got 0"),
         ({"confirm_frames": 1.5}, "confirm_frames: expected a whole number, got 1.5"),
-        ({"output": "predicted"}, "output: expected one of filtered, detection, got 'predicted'"),
+        ({"output": "predicted"}, "output: expected one of blended, filtered, detection, got 'predicted'"),
     ],
 )
 def test_settings_out_of_range_are_refused(setting, message):

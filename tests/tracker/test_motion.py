@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.tracker.people import NOBODY, boxes, ids, run, standing
-from tracker import Tracker, TrackerConfig, kalman
+from tests.tracker.people import NOBODY, boxes, ids, plain, run, standing
+from tracker import Tracker, kalman
 from tracker import boxes as box_formats
 
 # --- prediction
@@ -12,7 +12,7 @@ from tracker import boxes as box_formats
 
 def test_unconfirmed_track_is_predicted():
     """The box grows uncertain by one prediction before its second match: its velocity follows the measured step."""
-    tracker = Tracker(TrackerConfig(confirm_first_frame=False, output="filtered"))
+    tracker = Tracker(plain(confirm_first_frame=False, output="filtered"))
     tracker.update(standing(0))
     before = tracker._tracks.covariance[0].copy()
     tracker.update(standing(10))
@@ -26,12 +26,12 @@ def test_unconfirmed_track_is_predicted():
 def test_unconfirmed_track_is_predicted_over_several_frames():
     # 20 px a frame at width 40: without prediction the third box would overlap by a third only.
     frames = [standing(0)] + [standing(0, 300 + 20 * k) for k in range(6)]
-    results = run(Tracker(TrackerConfig(confirm_frames=6)), frames)
+    results = run(Tracker(plain(confirm_frames=6)), frames)
     assert ids(results[-1]) == [1, 2]
 
 
 def test_a_lost_person_does_not_keep_growing():
-    tracker = Tracker()
+    tracker = Tracker(plain())
     for k in range(10):
         tracker.update(standing(0, height=100.0 + 4 * k))
     heights = []
@@ -52,7 +52,7 @@ def test_the_filtered_box_is_the_kalman_filters(state):
         "xyah": (box_formats.xyxy_to_xyah, box_formats.xyah_to_xyxy),
         "cxcywh": (box_formats.xyxy_to_cxcywh, box_formats.cxcywh_to_xyxy),
     }[state]
-    tracker = Tracker(TrackerConfig(box_state=state, output="filtered"))
+    tracker = Tracker(plain(box_state=state, output="filtered"))
     mean, covariance = kalman.initiate(from_xyxy(walk[0].astype(np.float64)), state)
     tracker.update(boxes(walk[0][0]))
     for box in walk[1:]:
@@ -65,7 +65,7 @@ def test_the_filtered_box_is_the_kalman_filters(state):
 
 @pytest.mark.parametrize("state", ["xyah", "cxcywh"])
 def test_who_shrinks_at_the_edge_and_is_lost_does_not_shrink_on(state):
-    tracker = Tracker(TrackerConfig(box_state=state, coast_seconds=1.0))
+    tracker = Tracker(plain(box_state=state, coast_seconds=1.0))
     run(tracker, [boxes([0, 0, 200 - 4 * k, 400 - 4 * k]) for k in range(20)])
     lost = [result.xyxy[0, 2:] - result.xyxy[0, :2] for result in run(tracker, [NOBODY] * 15)]
     np.testing.assert_allclose(lost[1:], [lost[0]] * 14, rtol=1e-4)
@@ -75,7 +75,7 @@ def test_who_shrinks_at_the_edge_and_is_lost_does_not_shrink_on(state):
 
 
 def test_who_is_hidden_for_a_moment_stays_in_the_result_at_the_expected_place():
-    config = TrackerConfig(coast_seconds=0.3)
+    config = plain(coast_seconds=0.3)
     tracker = Tracker(config, frame_rate=10)
     run(tracker, [standing(4 * k, 900, looks=(0, 1), score=[0.8, 0.9], classes=[3, 5]) for k in range(40)])
     other = standing(900, looks=[1], classes=[5])
@@ -94,15 +94,15 @@ def test_who_is_hidden_for_a_moment_stays_in_the_result_at_the_expected_place():
 
 
 def test_nobody_is_guessed_unless_asked_for():
-    result = run(Tracker(), [standing(0)] * 3 + [NOBODY])[-1]
+    result = run(Tracker(plain()), [standing(0)] * 3 + [NOBODY])[-1]
     assert len(result) == 0
-    result = run(Tracker(), [standing(0)] * 3)[-1]
+    result = run(Tracker(plain()), [standing(0)] * 3)[-1]
     assert not result.predicted.any()
 
 
 def test_a_guess_is_no_evidence():
     """Neither a tentative track is shown, nor does a guess keep a person longer."""
-    config = TrackerConfig(coast_seconds=5.0, track_buffer=1.0, confirm_first_frame=False)
+    config = plain(coast_seconds=5.0, track_buffer=1.0, confirm_first_frame=False)
     tracker = Tracker(config, frame_rate=10)
     assert all(len(result) == 0 for result in run(tracker, [standing(0), NOBODY, NOBODY]))
     run(tracker, [standing(0)] * 3)
@@ -123,7 +123,7 @@ def after_a_gap(gap, camera=None, **settings):
         (3, 4) of a tracker that saw the straight way from the last box to the one found, and (3, 4) of one that did
         not see it.
     """
-    config = TrackerConfig(
+    config = plain(
         output="filtered", coast_seconds=1.0, iou_thresh=0.95, track_buffer=20.0, direction_weight=0, **settings
     )
     before = [np.array([3.0 * k, 0, 3 * k + 400, 900]) for k in range(10)]
@@ -172,7 +172,7 @@ def test_people_keep_their_ids_while_the_camera_pans(looks):
     """Standing 400 apart while the picture moves by 100, 2.5 widths, a frame."""
 
     def last(motion):
-        tracker = Tracker()
+        tracker = Tracker(plain())
         run(tracker, [standing(0, 400, looks=looks)] * 3)
         for k in range(1, 4):
             result = tracker.update(standing(100 * k, 400 + 100 * k, looks=looks), camera_motion=motion)
@@ -184,14 +184,14 @@ def test_people_keep_their_ids_while_the_camera_pans(looks):
 
 def test_the_guess_follows_the_camera():
     """Turned by 90°, twice as large, shifted: the centre (20, 150) goes to (-300, 40) and then some."""
-    tracker = Tracker(TrackerConfig(coast_seconds=1.0))
+    tracker = Tracker(plain(coast_seconds=1.0))
     run(tracker, [standing(0)] * 5)
     result = tracker.update(NOBODY, camera_motion=np.array([[0.0, -2, 5], [2, 0, 10]]))
     np.testing.assert_allclose(result.xyxy, [[-295 - 40, 50 - 100, -295 + 40, 50 + 100]], atol=1e-3)
 
 
 def test_a_camera_that_stands_still_is_as_good_as_none():
-    one, other = Tracker(), Tracker()
+    one, other = Tracker(plain()), Tracker(plain())
     for k in range(20):
         a = one.update(standing(5 * k, 300 - k), camera_motion=np.eye(2, 3))
         b = other.update(standing(5 * k, 300 - k))
@@ -200,7 +200,7 @@ def test_a_camera_that_stands_still_is_as_good_as_none():
 
 def test_the_camera_does_not_make_a_statue_alive():
     """It scores in the middle, and moves with the picture alone."""
-    tracker = Tracker(TrackerConfig(sure_thresh=0.75, min_motion=0.3))
+    tracker = Tracker(plain(sure_thresh=0.75, min_motion=0.3))
     frames = range(60)
     results = [tracker.update(standing(8 * k, score=0.65), camera_motion=panned(8, 0)) for k in frames]
     assert not any(map(len, results))
@@ -222,7 +222,7 @@ def test_the_camera_does_not_make_a_statue_alive():
     ],
 )
 def test_an_impossible_camera_is_refused(motion, message):
-    tracker = Tracker()
+    tracker = Tracker(plain())
     with pytest.raises(ValueError, match=message):
         tracker.update(standing(0), camera_motion=motion)
     assert tracker.update(standing(0)).frame == 1

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.tracker.people import NOBODY, ids, run, standing
-from tracker import Tracker, TrackerConfig
+from tests.tracker.people import NOBODY, ids, plain, run, standing
+from tracker import Tracker
 from tracker.clock import FrameClock
 
 # --- the buffer
@@ -13,7 +13,7 @@ from tracker.clock import FrameClock
 @pytest.mark.parametrize("looks", [None, [3]])
 def test_hidden_for_the_whole_buffer_keeps_the_id_one_frame_more_does_not(looks):
     def after(hidden):
-        tracker = Tracker(TrackerConfig(track_buffer=1.0), frame_rate=10)
+        tracker = Tracker(plain(track_buffer=1.0), frame_rate=10)
         frames = [standing(0, looks=looks)] * 5 + [NOBODY] * hidden + [standing(0, looks=looks)] * 3
         return run(tracker, frames)
 
@@ -24,7 +24,7 @@ def test_hidden_for_the_whole_buffer_keeps_the_id_one_frame_more_does_not(looks)
 
 
 def test_expired_track_never_returns_and_its_successor_is_not_renumbered():
-    tracker = Tracker(TrackerConfig(track_buffer=1.0), frame_rate=5)
+    tracker = Tracker(plain(track_buffer=1.0), frame_rate=5)
     here = standing(0, looks=[0])
     run(tracker, [here] * 3 + [NOBODY] * 6)
     seen = [ids(result) for result in run(tracker, [here] * 4 + [NOBODY] + [here] * 4)]
@@ -34,7 +34,7 @@ def test_expired_track_never_returns_and_its_successor_is_not_renumbered():
 def test_the_buffer_holds_seconds():
     def frames_kept(frame_rate, track_buffer=1.0):
         for hidden in range(1, 200):
-            tracker = Tracker(TrackerConfig(track_buffer=track_buffer), frame_rate=frame_rate)
+            tracker = Tracker(plain(track_buffer=track_buffer), frame_rate=frame_rate)
             if ids(run(tracker, [standing(0)] * 2 + [NOBODY] * hidden + [standing(0)])[-1]) != [1]:
                 return hidden - 1
         return None
@@ -50,8 +50,8 @@ def test_the_buffer_holds_seconds():
 
 @pytest.mark.parametrize("rate", [None, 0, -1, float("nan"), float("inf")])
 def test_an_unknown_frame_rate_counts_as_thirty(rate):
-    assert Tracker(None, rate).frame_rate == 30
-    assert Tracker(None, 12.5).frame_rate == 12.5
+    assert Tracker(plain(), rate).frame_rate == 30
+    assert Tracker(plain(), 12.5).frame_rate == 12.5
 
 
 # --- the clock
@@ -67,7 +67,7 @@ def test_a_steady_walk_is_predicted_right_at_irregular_times():
     rng = np.random.default_rng(0)
     times = np.cumsum(rng.uniform(0.5, 4, 80)) / 30
     walk = [(t, standing(60 * t)) for t in times]
-    config = TrackerConfig(coast_seconds=1.0, output="filtered")
+    config = plain(coast_seconds=1.0, output="filtered")
     for ahead in (0.02, 0.1, 0.35):
         tracker = Tracker(config, 30)
         seen = timed(tracker, walk)
@@ -83,7 +83,7 @@ def test_a_steady_walk_is_predicted_right_at_irregular_times():
 def test_the_frame_rate_is_the_unit_of_the_clock_only():
     """A stream of 20 pictures a second, whatever rate its header claims."""
     for rate in (10, 20, 60):
-        tracker = Tracker(TrackerConfig(coast_seconds=0.5), rate)
+        tracker = Tracker(plain(coast_seconds=0.5), rate)
         timed(tracker, [(k / 20, standing(5 * k)) for k in range(60)])
         assert tracker.update(NOBODY, seconds=3.1).xyxy[0, 0] == pytest.approx(310, abs=1)
 
@@ -101,7 +101,7 @@ def test_the_frame_rate_is_the_unit_of_the_clock_only():
 )
 def test_the_buffer_is_counted_in_time_not_in_frames(frames_between, found, expected):
     here = standing(0)
-    tracker = Tracker(TrackerConfig(track_buffer=1.0), 10)
+    tracker = Tracker(plain(track_buffer=1.0), 10)
     timed(tracker, [(0.1 * k, here) for k in range(6)])
     timed(tracker, [(seconds, NOBODY) for seconds in frames_between])
     assert ids(tracker.update(here, seconds=found)) == expected
@@ -110,14 +110,14 @@ def test_the_buffer_is_counted_in_time_not_in_frames(frames_between, found, expe
 @pytest.mark.parametrize(("hidden", "expected"), [(0.4, [1]), (0.6, [])])
 def test_position_alone_is_trusted_by_the_clock(hidden, expected):
     """One frame without the person, however long it took."""
-    tracker = Tracker(TrackerConfig(iou_rematch_seconds=0.5, track_buffer=2.0, embedding_thresh=0.3), 10)
+    tracker = Tracker(plain(iou_rematch_seconds=0.5, track_buffer=2.0, embedding_thresh=0.3), 10)
     timed(tracker, [(0.1 * k, standing(0, looks=[0])) for k in range(3)] + [(0.25, NOBODY)])
     assert ids(tracker.update(standing(0, looks=[1]), seconds=0.2 + hidden)) == expected
 
 
 @pytest.mark.parametrize(("last", "expected"), [(0.75, [1]), (0.85, [])])
 def test_guesses_are_shown_by_the_clock(last, expected):
-    tracker = Tracker(TrackerConfig(coast_seconds=0.3), 10)
+    tracker = Tracker(plain(coast_seconds=0.3), 10)
     timed(tracker, [(0.1 * k, standing(0)) for k in range(6)])
     assert ids(tracker.update(NOBODY, seconds=last)) == expected
 
@@ -132,7 +132,7 @@ def same(results, expected):
 
 
 SCENE = [standing(5 * k, 300 - 3 * k) if k % 7 else standing(5 * k) for k in range(40)]
-FILTERED = TrackerConfig(output="filtered", reupdate=True, coast_seconds=0.2)
+FILTERED = plain(output="filtered", reupdate=True, coast_seconds=0.2)
 
 
 @pytest.mark.parametrize("origin", [0.0, -7.3, 1.7e9])
@@ -157,7 +157,7 @@ def test_times_between_the_frame_periods_are_good_at_any_origin():
 
 
 def test_a_rate_told_slightly_wrong_costs_nobody_an_identity():
-    tracker = Tracker(TrackerConfig(output="filtered"), 30)
+    tracker = Tracker(plain(output="filtered"), 30)
     for k in range(2_000):
         result = tracker.update(standing(0.2 * k), seconds=k * 1001 / 30_000)
         assert ids(result) == [1]
@@ -187,7 +187,7 @@ def test_time_that_goes_back_is_refused_and_the_frame_does_not_count():
 
 
 def test_a_refused_first_frame_does_not_set_the_clock():
-    tracker = Tracker()
+    tracker = Tracker(plain())
     with pytest.raises(ValueError, match="camera_motion"):
         tracker.update(standing(0), seconds=100, camera_motion=np.zeros((2, 3)))
     result = tracker.update(standing(0), seconds=50)
@@ -202,13 +202,13 @@ def test_a_reset_forgets_the_clock():
 
 
 def test_frames_of_the_same_time_are_frames():
-    tracker = Tracker(TrackerConfig(confirm_first_frame=False, confirm_frames=3), 10)
+    tracker = Tracker(plain(confirm_first_frame=False, confirm_frames=3), 10)
     results = timed(tracker, [(1.0, standing(0, 300))] * 4)
     assert [ids(result) for result in results] == [[], [], [1, 2], [1, 2]]
     np.testing.assert_array_equal(results[-1].xyxy, standing(0, 300).xyxy)
     assert [result.frame for result in results] == [1, 2, 3, 4]
     # Nobody moves meanwhile, and nobody grows old.
-    tracker = Tracker(TrackerConfig(track_buffer=0, coast_seconds=0.1), 10)
+    tracker = Tracker(plain(track_buffer=0, coast_seconds=0.1), 10)
     timed(tracker, [(0.1 * k, standing(8 * k)) for k in range(20)])
     stills = timed(tracker, [(1.9, NOBODY)] * 5)
     for result in stills:
@@ -216,7 +216,7 @@ def test_frames_of_the_same_time_are_frames():
 
 
 def test_who_leaves_while_frames_are_dropped_does_not_come_back_as_somebody_else():
-    tracker = Tracker(TrackerConfig(track_buffer=1.0), 10)
+    tracker = Tracker(plain(track_buffer=1.0), 10)
     timed(tracker, [(0.1 * k, standing(0, looks=[0])) for k in range(5)])
     results = timed(tracker, [(9.0 + 0.1 * k, standing(0, looks=[0])) for k in range(3)])
     assert [ids(result) for result in results] == [[], [2], [2]]

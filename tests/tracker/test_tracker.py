@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from configs import load_config
-from tests.tracker.people import NOBODY, boxes, crowd, ids, look, run, standing
+from tests.tracker.people import NOBODY, boxes, crowd, ids, look, plain, run, standing
 from tracker import Detections, Tracker, TrackerConfig
 from tracker.boxes import iou, tlwh_to_xyxy
 
@@ -20,26 +20,26 @@ JDE = load_config("tracker_jde", (), {"tracker": TrackerConfig})["tracker"]
 
 
 def test_first_frame_is_reported_at_once():
-    assert ids(Tracker().update(standing(0, 200))) == [1, 2]
-    late = run(Tracker(), [NOBODY, NOBODY, standing(0)])
+    assert ids(Tracker(plain()).update(standing(0, 200))) == [1, 2]
+    late = run(Tracker(plain()), [NOBODY, NOBODY, standing(0)])
     assert [ids(result) for result in late] == [[], [], [1]]
 
 
 def test_first_frame_may_wait_for_confirmation():
-    results = run(Tracker(TrackerConfig(confirm_first_frame=False)), [standing(0), standing(0)])
+    results = run(Tracker(plain(confirm_first_frame=False)), [standing(0), standing(0)])
     assert [ids(result) for result in results] == [[], [1]]
 
 
 @pytest.mark.parametrize("confirm_frames", [1, 2, 4])
 def test_newcomer_is_confirmed_after_consecutive_matches(confirm_frames):
-    tracker = Tracker(TrackerConfig(confirm_frames=confirm_frames))
+    tracker = Tracker(plain(confirm_frames=confirm_frames))
     results = run(tracker, [standing(0)] + [standing(0, 300)] * 5)
     first_seen = next(result.frame for result in results if 2 in ids(result))
     assert first_seen == 1 + confirm_frames
 
 
 def test_interrupted_newcomer_is_dropped_and_takes_no_id():
-    tracker = Tracker()
+    tracker = Tracker(plain())
     # Flashes of one frame at changing places, then a real newcomer.
     frames = [standing(0)] + [standing(0, 300 + 100 * k) if k % 2 else standing(0) for k in range(6)]
     assert all(ids(result) == [1] for result in run(tracker, frames))
@@ -48,7 +48,7 @@ def test_interrupted_newcomer_is_dropped_and_takes_no_id():
 
 def test_ids_count_from_one_without_gaps():
     rng = np.random.default_rng(0)
-    tracker, seen = Tracker(TrackerConfig(track_buffer=1.0), frame_rate=5), []
+    tracker, seen = Tracker(plain(track_buffer=1.0), frame_rate=5), []
     for _ in range(400):
         people = rng.choice(40, size=rng.integers(0, 12), replace=False)
         for track_id in ids(tracker.update(standing(*(people * 100.0), looks=people % 8))):
@@ -59,7 +59,7 @@ def test_ids_count_from_one_without_gaps():
 
 
 def test_trackers_are_independent_and_reset_restarts():
-    config = TrackerConfig(output="filtered")  # shows what is left of the filter's state
+    config = plain(output="filtered")  # shows what is left of the filter's state
     one, other = Tracker(config), Tracker(config)
     run(one, [standing(0, 200, 400)] * 3)
     assert ids(other.update(standing(0))) == [1]
@@ -73,7 +73,7 @@ def test_trackers_are_independent_and_reset_restarts():
 
 
 def test_frames_are_counted_from_one_even_when_empty():
-    results = run(Tracker(), [NOBODY, standing(0), NOBODY])
+    results = run(Tracker(plain()), [NOBODY, standing(0), NOBODY])
     assert [result.frame for result in results] == [1, 2, 3]
     assert [ids(result) for result in results] == [[], [1], []]
     assert results[0].xyxy.shape == (0, 4)
@@ -81,7 +81,7 @@ def test_frames_are_counted_from_one_even_when_empty():
 
 def test_score_exactly_at_a_threshold_counts():
     for thresh in (0.3, 0.5, 0.6):
-        config = TrackerConfig(score_thresh=thresh, low_score_thresh=None, birth_thresh=thresh, sure_thresh=0)
+        config = plain(score_thresh=thresh, low_score_thresh=None, birth_thresh=thresh, sure_thresh=0)
         at, below = standing(0, score=thresh), standing(0, score=np.nextafter(np.float32(thresh), np.float32(0)))
         assert ids(Tracker(config).update(at)) == [1]
         assert ids(Tracker(config).update(below)) == []
@@ -89,14 +89,14 @@ def test_score_exactly_at_a_threshold_counts():
 
 
 def test_birth_threshold():
-    config = TrackerConfig(score_thresh=0.4, low_score_thresh=None, birth_thresh=0.6, sure_thresh=0)
+    config = plain(score_thresh=0.4, low_score_thresh=None, birth_thresh=0.6, sure_thresh=0)
     assert all(len(result) == 0 for result in run(Tracker(config), [standing(0, score=0.5)] * 3))
     assert ids(Tracker(config).update(standing(0, score=0.6))) == [1]
     assert ids(run(Tracker(config), [standing(0), standing(0, score=0.5)])[-1]) == [1]
 
 
 def test_birth_threshold_below_the_score_threshold_is_that_one():
-    config = TrackerConfig(score_thresh=0.6, birth_thresh=0.3, sure_thresh=0)
+    config = plain(score_thresh=0.6, birth_thresh=0.3, sure_thresh=0)
     assert all(len(result) == 0 for result in run(Tracker(config), [standing(0, score=0.59)] * 3))
     assert ids(Tracker(config).update(standing(0, score=0.6))) == [1]
 
@@ -110,15 +110,15 @@ def test_shapes_unlike_a_person_need_a_higher_score_to_start(z, wider):
     needed = 0.12 / np.exp(-(z**2) / 2)
     for score, expected in ((needed * 1.001, [1]), (needed * 0.999, [])):
         box = boxes([0, 0, 100 * aspect, 100], score=score)
-        assert ids(Tracker(TrackerConfig(shape_std=0.5, **settings)).update(box)) == expected
-    assert ids(Tracker(TrackerConfig(shape_std=None, **settings)).update(box)) == ([1] if z else [])
+        assert ids(Tracker(plain(shape_std=0.5, **settings)).update(box)) == expected
+    assert ids(Tracker(plain(shape_std=None, **settings)).update(box)) == ([1] if z else [])
 
 
 def test_a_known_person_takes_any_shape():
-    tracker = Tracker(TrackerConfig(shape_std=0.2))
+    tracker = Tracker(plain(shape_std=0.2))
     frames = [boxes([0, 0, 41, 100])] * 2 + [boxes([0, 0, 41 + 10 * k, 100 - 6 * k], score=0.8) for k in range(10)]
     assert all(ids(result) == [1] for result in run(tracker, frames))
-    assert ids(run(Tracker(TrackerConfig(shape_std=0.2)), frames[-1:] * 3)[-1]) == []
+    assert ids(run(Tracker(plain(shape_std=0.2)), frames[-1:] * 3)[-1]) == []
 
 
 # --- sure or moving
@@ -127,7 +127,7 @@ def test_a_known_person_takes_any_shape():
 @pytest.mark.parametrize("settings", [{}, {"confirm_frames": 1}, {"confirm_first_frame": False}])
 def test_what_scores_in_the_middle_and_stays_is_never_reported(settings):
     rng = np.random.default_rng(0)
-    tracker = Tracker(TrackerConfig(**settings))
+    tracker = Tracker(plain(**settings))
     for _ in range(60):  # its detection trembles, by less than 0.3 of its width of 40
         assert ids(tracker.update(standing(rng.uniform(0, 11), score=rng.uniform(0.6, 0.74)))) == []
     assert len(tracker._tracks) == 1
@@ -137,7 +137,7 @@ def test_what_scores_in_the_middle_and_stays_is_never_reported(settings):
 
 def test_what_scores_in_the_middle_is_reported_once_it_has_moved_far_enough():
     def reported(*frames, **settings):
-        return [ids(result) for result in run(Tracker(TrackerConfig(**{"min_motion": 0.5} | settings)), frames)]
+        return [ids(result) for result in run(Tracker(plain(**{"min_motion": 0.5} | settings)), frames)]
 
     def at(left, top=100.0, width=40.0):
         return standing(left, top=top, width=width, score=0.6)
@@ -159,7 +159,7 @@ def test_one_sure_score_suffices():
     below = np.nextafter(np.float32(0.75), np.float32(0))
 
     def reported(*scores, before=()):
-        tracker = Tracker()
+        tracker = Tracker(plain())
         run(tracker, before)
         return [ids(tracker.update(standing(0, score=score))) for score in scores]
 
@@ -176,7 +176,7 @@ def test_ids_follow_confirmation_and_order_the_result():
     """The elder of two is believed later: it gets the later id and stands behind, with its own box and score."""
     frames = [standing(0, score=0.6)] + [standing(0, 300, score=[0.6, 0.9])] * 3
     frames += [standing(0, 300, 600, score=[0.8, 0.9, 0.9])] * 2
-    results = run(Tracker(), frames)
+    results = run(Tracker(plain()), frames)
     assert [ids(result) for result in results] == [[], [], [1], [1], [1, 2], [1, 2, 3]]
     assert results[-1].xyxy[:, 0].tolist() == [300, 0, 600]
     assert results[-1].scores.tolist() == pytest.approx([0.9, 0.8, 0.9])
@@ -187,20 +187,20 @@ def test_ids_follow_confirmation_and_order_the_result():
 
 def test_lost_track_takes_over_the_younger_one_found_in_its_place():
     """Known without an embedding and found again with one, a person matches nothing at first and starts a new track."""
-    config = TrackerConfig(iou_rematch_seconds=0)
+    config = plain(iou_rematch_seconds=0)
     frames = [standing(0)] * 10 + [NOBODY] + [standing(0, looks=[0])] * 4
     assert [ids(result) for result in run(Tracker(config), frames)[10:]] == [[], [], [1], [1], [1]]
     # The younger track took no id: the next newcomer is number 2.
     tracker = Tracker(config)
     run(tracker, frames)
     assert ids(run(tracker, [standing(0, 300, looks=(0, 1))] * 2)[-1]) == [1, 2]
-    apart = run(Tracker(TrackerConfig(iou_rematch_seconds=0, duplicate_thresh=None)), frames)
+    apart = run(Tracker(plain(iou_rematch_seconds=0, duplicate_thresh=None)), frames)
     assert [ids(result) for result in apart[10:]] == [[], [], [2], [2], [2]]
 
 
 def behind_a_passer_by(looks=None, labels=None, **settings):
     """Ids in the end, when person 2 stands at 300, hidden while person 1 passes in front; [1, 3] after a merge."""
-    tracker = Tracker(TrackerConfig(**settings))
+    tracker = Tracker(plain(**settings))
     for k in range(110):
         passer = 5.0 * k
         found = standing(passer, 300, looks=looks, classes=labels)
@@ -229,7 +229,7 @@ def test_younger_lost_track_under_a_passer_by_is_a_duplicate_unless_it_looks_dif
 @pytest.mark.parametrize(("side", "merged"), [(0.9, True), (1.1, False)])
 def test_looks_of_duplicates_are_compared_as_those_of_matches(appearance, side, merged):
     """The limit is a cosine distance of 0.3, or half of it, in both."""
-    tracker = Tracker(TrackerConfig(appearance=appearance, embedding_thresh=0.3 if appearance == "gated" else 0.15))
+    tracker = Tracker(plain(appearance=appearance, embedding_thresh=0.3 if appearance == "gated" else 0.15))
     other = look(0.3 * side)
     for k in range(110):
         found = Detections(standing(5.0 * k, 300).xyxy, [0.9, 0.9], np.concatenate([np.eye(1, 8), other]))
@@ -251,20 +251,32 @@ def test_boxes_beyond_the_image_and_wide_boxes_are_kept_as_they_are():
     )
     scores = np.full(3, 0.9, np.float32)
     for output in ("detection", "filtered"):
-        results = run(Tracker(TrackerConfig(output=output)), [Detections(xyxy, scores)] * 4)
+        results = run(Tracker(plain(output=output)), [Detections(xyxy, scores)] * 4)
         np.testing.assert_allclose(results[-1].xyxy, xyxy, rtol=1e-5, atol=1e-3)
 
 
 def test_which_box_is_reported():
-    frames = [standing(0), standing(10)]
-    raw = run(Tracker(TrackerConfig(output="detection")), frames)[-1]
-    filtered = run(Tracker(TrackerConfig(output="filtered")), frames)[-1]
-    assert raw.xyxy[0, 0] == 10
-    assert 5 < filtered.xyxy[0, 0] < 10
+    frames = [standing(0), standing(10, top=104)]
+    raw, filtered, blended = (
+        run(Tracker(plain(output=output)), frames)[-1].xyxy for output in ("detection", "filtered", "blended")
+    )
+    np.testing.assert_array_equal(raw, frames[1].xyxy)
+    assert 5 < filtered[0, 0] < 10 and 102 < filtered[0, 1] < 104
+    np.testing.assert_allclose(blended, 0.6 * raw + 0.4 * filtered, rtol=1e-6)
+    assert raw.dtype == filtered.dtype == blended.dtype == np.float32
+
+
+def test_a_guess_is_the_filters_box_whatever_is_reported():
+    results = [
+        run(Tracker(plain(output=output, coast_seconds=1.0)), [*[standing(9 * k) for k in range(5)], NOBODY])[-1].xyxy
+        for output in ("detection", "filtered", "blended")
+    ]
+    assert results[0][0, 0] > 36
+    np.testing.assert_array_equal(results, [results[0]] * 3)
 
 
 def test_embeddings_of_the_tracks_are_reported():
-    tracker = Tracker(TrackerConfig(embedding_momentum=0.5, confirm_first_frame=False))
+    tracker = Tracker(plain(embedding_momentum=0.5, confirm_first_frame=False))
     assert tracker.update(standing(0, 300)).embeddings is None
     assert tracker.update(standing(0, 300)).embeddings is None  # nobody has been described yet
     first, second = standing(0, looks=[3]), standing(300)
@@ -283,7 +295,7 @@ def test_embeddings_of_the_tracks_are_reported():
 
 def test_boxes_without_area_are_passed_over():
     xyxy = np.array([[0, 0, 40, 100], [50, 50, 50, 90], [60, 50, 80, 50], [90, 90, 80, 80]], np.float32)
-    tracker = Tracker()
+    tracker = Tracker(plain())
     with np.errstate(all="raise"):
         results = run(tracker, [Detections(xyxy, np.full(4, 0.9), np.eye(4))] * 4)
     assert all(ids(result) == [1] for result in results)
@@ -297,7 +309,7 @@ def test_the_callers_arrays_stay_as_they_are():
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     scores = np.full(2, 0.8, np.float32)
     copies = xyxy.copy(), scores.copy(), embeddings.copy()
-    tracker = Tracker()
+    tracker = Tracker(plain())
     for _ in range(5):
         detections = Detections(xyxy, scores, embeddings)
         inside = [detections.xyxy.copy(), detections.scores.copy(), detections.embeddings.copy()]
@@ -329,7 +341,7 @@ def test_ids_are_unique_and_sorted_within_a_frame(config):
 
 def test_order_of_detections_only_relabels():
     rng = np.random.default_rng(1)
-    config = TrackerConfig(output="filtered")
+    config = plain(output="filtered")
     straight, shuffled, names = Tracker(config), Tracker(config), {}
     for detections in crowd(80, life=60):
         first = straight.update(detections)
@@ -346,7 +358,7 @@ def test_thousands_of_detections_in_one_frame():
     lefts, tops = np.meshgrid(np.arange(50) * 60.0, np.arange(40) * 120.0)
     corner = np.column_stack([lefts.ravel(), tops.ravel()])
     looks = rng.normal(size=(2000, 64))
-    tracker = Tracker()
+    tracker = Tracker(plain())
     for _ in range(2):
         noisy = corner + rng.normal(0, 1, corner.shape)
         result = tracker.update(
@@ -357,7 +369,7 @@ def test_thousands_of_detections_in_one_frame():
 
 def test_state_stays_bounded():
     """6,000 frames of births and deaths: memory stays where it was after the first 1,000, and so do the arrays."""
-    tracker, process = Tracker(), psutil.Process()
+    tracker, process = Tracker(plain()), psutil.Process()
     scene = list(crowd(500, people=30, life=100))
     most = 0
     for frame in range(6_000):
