@@ -84,7 +84,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--video", nargs="+", help="video file, camera index, address, folder of images, or glob in quotes; or several")
     add("--start", type=int, metavar="FRAME", help="first frame, from 1")
     add("--end", type=int, metavar="FRAME", help="last frame, inclusive")
-    add("--fps", type=float, metavar="RATE", help="frames per second, where the input does not say (default 30)")
+    add(
+        "--fps",
+        type=float,
+        metavar="RATE",
+        help="frames per second: of --detections, or where a video does not say (default 30)",
+    )
     add("--realtime", action="store_true", help="play files at their own pace, dropping frames like a camera's")
     add("--max-latency", type=float, metavar="S", help="seconds a live frame waits at most for its turn (default 0.2)")
 
@@ -226,6 +231,8 @@ def track_videos(args: argparse.Namespace) -> int:
 
         live = settings["live"]
         streams = Streams(sources, detector, trackers, workers=workers, batch_size=batch_size, live=live, on_end=ended)
+
+        stack.pop_all()  # from here on the streams close the sources, and none that a thread still reads
 
         def results() -> Results:
             yield from streams

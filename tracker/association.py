@@ -42,7 +42,8 @@ def associate(
         tracks: M tracks, predicted to this frame.
         detections: N detections with an area.
         measured: (N, 4) their boxes in the format of the Kalman state.
-        lately: (M,) tracks seen so lately that position alone may find them although there are embeddings.
+        lately: (M,) tracks seen so lately that position alone may find them although there are embeddings; frames
+            that were dropped count.
         config: which stages, and their limits.
 
     Returns:
@@ -75,12 +76,12 @@ def associate(
         pairs = _alike_within_gate(tracks, confirmed, embeddings, measured, high.nonzero()[0], config)
         match(*_of_one_class(tracks, detections, *pairs, config), config.embedding_thresh)
 
-    by_position = tracked | (lost & lately if appearance == "gated" else lost)
+    by_position = (tracked | lost) & lately if appearance == "gated" else tracked | lost
     stage = left(by_position, high)
     cost, limit = 1 - _fused(overlap[stage], scores[column[stage]], config), config.iou_thresh
     if embeddings is not None and appearance == "minimum":
         near = 1 - overlap[stage] <= config.proximity_thresh
-        alike = look_distance(tracks.embedding, embeddings, row[stage], column[stage], config)
+        alike = _look_distance(tracks.embedding, embeddings, row[stage], column[stage], config)
         cost = np.where(near & (alike <= config.embedding_thresh), np.minimum(cost, alike), cost)
     if config.direction_weight:
         # The direction chooses among the pairs within the limit; it neither forbids one nor lets one in.
@@ -156,23 +157,27 @@ def _alike_within_gate(
     )
     near = np.flatnonzero(gating <= GATING_THRESH)
     r, c = np.divmod(near, max(len(columns), 1))
-    distance = look_distance(tracks.embedding[rows], embeddings[columns], r, c, config)
+    distance = _look_distance(tracks.embedding[rows], embeddings[columns], r, c, config)
     return rows[r], columns[c], fuse_motion(distance, gating.ravel()[near])
 
 
-def look_distance(
+def pair_distance(
     known: FloatArray, embeddings: FloatArray, row: IntArray, column: IntArray, config: TrackerConfig
 ) -> NDArray[Any]:
-    """Distance (P,) of the embeddings of pairs as `embedding_thresh` limits it; infinite where a track has none.
+    """Distance (P,) of the embeddings of pairs as `embedding_thresh` limits it: half of it for "minimum" (BoT-SORT)."""
+    distance = embedding_distance_of_pairs(known, embeddings, row, column, config.embedding_metric)
+    return distance / 2 if config.appearance == "minimum" else distance
 
-    For "minimum" it is half the distance, as in BoT-SORT.
-    """
+
+def _look_distance(
+    known: FloatArray, embeddings: FloatArray, row: IntArray, column: IntArray, config: TrackerConfig
+) -> NDArray[Any]:
+    """`pair_distance`, less for pairs that stand out, and infinite where a track has no embedding."""
     if config.stand_out_margin:
-        cost = stand_out(embedding_distance(known, embeddings, config.embedding_metric), config.stand_out_margin)
-        distance = cost[row, column]
+        distance = stand_out(embedding_distance(known, embeddings), config.stand_out_margin)[row, column]
+        distance = distance / 2 if config.appearance == "minimum" else distance
     else:
-        distance = embedding_distance_of_pairs(known, embeddings, row, column, config.embedding_metric)
-    distance = distance / 2 if config.appearance == "minimum" else distance
+        distance = pair_distance(known, embeddings, row, column, config)
     described: NDArray[np.bool_] = np.any(known, axis=1)
     return np.where(described[row], distance, np.inf)
 

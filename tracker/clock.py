@@ -63,7 +63,7 @@ class FrameClock:
                 now = float(round(now))
             if not self.now <= now <= _FOREVER:
                 before = origin + self.now / self.frame_rate
-                raise ValueError(f"seconds: expected {before:.6g} (the frame before) or later, got {seconds:.6g}")
+                raise ValueError(f"seconds: expected {before:.3f} (the frame before) or later, got {seconds:.3f}")
         step = now - self.now
         self.now, self._origin = now, origin
         return step

@@ -83,7 +83,7 @@ class TrackerConfig:
     """How much the way a track came, over `direction_seconds`, decides between boxes within reach, at least 0
     (OC-SORT's momentum)."""
     direction_seconds: float = 0.1
-    """Length of that way, at least one frame, above 0."""
+    """Length of that way in frames in which the track was seen, at least one, above 0."""
     recover_by_last_box: bool = False
     """Compare tracks left over also by the box of their last detection in place of the predicted one (OC-SORT's
     recovery)."""

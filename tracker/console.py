@@ -94,8 +94,8 @@ def hold_signals() -> Iterator[None]:
     finally:
         _Signals.held = False
         number, _Signals.waiting = _Signals.waiting, None
-        if number is not None:
-            raise KeyboardInterrupt(number)
+    if number is not None:  # not where the block failed: its own error tells more
+        raise KeyboardInterrupt(number)
 
 
 def fail(error: BaseException, debug: bool, reach: str = "") -> int:

@@ -66,15 +66,19 @@ def predict(
 ) -> tuple[Float64Array, Float64Array]:
     """Move tracks `dt` frames ahead (more than one where frames were dropped).
 
-    With `F = [[I, dt I], [0, I]]` these are `F mean` and `F covariance Fᵀ + dt Q`.
+    With `F = [[I, dt I], [0, I]]` these are `F mean` and `F covariance Fᵀ + Q(dt)`, where `Q(n)` is what n steps of one
+    frame add: the noise of the velocity of each step moves the position in those that follow.
     """
     predicted = mean.copy()
     predicted[:, :4] += dt * mean[:, 4:]
     position, mixed, velocity = covariance[:, 0], covariance[:, 1], covariance[:, 2]
+    jolt = _variance(mean, state, POSITION_STD, ASPECT_STD)
+    drift = _variance(mean, state, VELOCITY_STD, ASPECT_VELOCITY_STD)
+    before = max(dt - 1, 0.0)  # steps that follow the first
     result = np.empty_like(covariance)
-    result[:, 0] = position + dt * (2 * mixed + dt * velocity + _variance(mean, state, POSITION_STD, ASPECT_STD))
-    result[:, 1] = mixed + dt * velocity
-    result[:, 2] = velocity + dt * _variance(mean, state, VELOCITY_STD, ASPECT_VELOCITY_STD)
+    result[:, 0] = position + dt * (2 * mixed + dt * velocity + jolt) + before * dt * (2 * dt - 1) / 6 * drift
+    result[:, 1] = mixed + dt * velocity + before * dt / 2 * drift
+    result[:, 2] = velocity + dt * drift
     return predicted, result
 
 

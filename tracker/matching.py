@@ -50,21 +50,15 @@ def _as_metric(cosine: NDArray[Any], metric: EmbeddingMetric) -> NDArray[Any]:
     return np.asarray(cosine if metric == "cosine" else np.sqrt(2 * cosine))
 
 
-def fuse_motion(
-    cost: NDArray[Any], gating: NDArray[Any], limit: float = GATING_THRESH, weight: float = 0.98
-) -> NDArray[Any]:
-    """Blend an embedding distance with motion, and forbid what the motion makes implausible.
+def fuse_motion(cost: NDArray[Any], gating: NDArray[Any], weight: float = 0.98) -> NDArray[Any]:
+    """Blend an embedding distance with motion: `weight · cost + (1 - weight) · gating`, of any one shape.
 
     Args:
-        cost: (N, M) embedding distance.
-        gating: (N, M) squared Mahalanobis distance.
-        limit: pairs with a larger Mahalanobis distance get infinite cost.
-        weight: share of the embedding distance; the rest is the Mahalanobis distance's.
-
-    Returns:
-        (N, M) `weight · cost + (1 - weight) · gating`. Source: Wang et al., ECCV 2020.
+        cost: embedding distance.
+        gating: squared Mahalanobis distance; what the motion makes implausible is infinite, or left out before.
+        weight: share of the embedding distance. Source: Wang et al., ECCV 2020.
     """
-    return np.where(gating > limit, np.inf, weight * cost + (1 - weight) * gating)
+    return np.asarray(weight * cost + (1 - weight) * gating)
 
 
 def stand_out(cost: NDArray[Any], margin: float) -> NDArray[Any]:

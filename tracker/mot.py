@@ -17,13 +17,10 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from tracker.types import FrameResult, IntArray
+from tracker.types import LARGEST_COORDINATE, FrameResult, IntArray
 
 NO_CLASS = -1
 """Stands in the class column where no class is given."""
-
-# A larger number is no coordinate, frame or id of anything, and its sums could leave float32.
-_LARGEST = 1e15
 
 
 class MotWriter:
@@ -147,8 +144,8 @@ def _parse_row(line: str, where: str) -> list[float]:
             raise ValueError(f"{where}: {name}: expected a number, got {field.strip()!r}") from None
         if not math.isfinite(value):
             raise ValueError(f"{where}: {name}: expected a finite number, got {field.strip()!r}")
-        if abs(value) > _LARGEST:
-            raise ValueError(f"{where}: {name}: expected a number up to {_LARGEST:g}, got {field.strip()}")
+        if abs(value) > LARGEST_COORDINATE:
+            raise ValueError(f"{where}: {name}: expected a number up to {LARGEST_COORDINATE:g}, got {field.strip()}")
         row.append(value)
     row += [1.0, NO_CLASS, -1.0, -1.0][len(row) - 6 :]
     if row[9] != -1:  # x, y and z in the world, no class

@@ -105,7 +105,8 @@ class Streams:
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         if len(trackers) != len(sources) or len({id(tracker) for tracker in trackers}) != len(sources):
-            raise ValueError(f"trackers: expected one for each of {len(sources)} sources, got {len(trackers)}")
+            given = len({id(tracker) for tracker in trackers})
+            raise ValueError(f"trackers: expected one of its own for each of {len(sources)} sources, got {given}")
         self.sources = list(sources)
         self.dropped = [0] * len(sources)
         self.errors: dict[int, BaseException] = {}

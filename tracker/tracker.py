@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracker import boxes, kalman
-from tracker.association import associate, boxes_of, look_distance, measured_of
+from tracker.association import associate, boxes_of, measured_of, pair_distance
 from tracker.clock import DEFAULT_FRAME_RATE, FrameClock
 from tracker.config import TrackerConfig
 from tracker.tracks import LOST, NO_ID, TENTATIVE, TRACKED, Tracks
-from tracker.types import Detections, FrameResult, IntArray
+from tracker.types import LARGEST_COORDINATE, Detections, FrameResult, IntArray
 
 __all__ = ["Tracker", "TrackerConfig"]
 
 
-# The area of a picture does not shrink to less than this by a camera's motion.
+# The area of a picture does not shrink to less than this by a camera's motion, nor grow to the inverse.
 _TINY_AREA = 1e-6
 _TINY = float(np.finfo(np.float32).tiny)
 # Times in frame periods are sums of rounded steps.
@@ -101,7 +101,7 @@ class Tracker:
                 `CameraMotion.estimate` gives; None where the camera stands still.
 
         Returns:
-            The confirmed tracks matched in this frame, sorted by id.
+            The confirmed tracks matched in this frame, and those that coast, sorted by id.
 
         Raises:
             ValueError: embeddings of another dimension than in the frames before, time that goes back or is not
@@ -109,15 +109,16 @@ class Tracker:
                 not count then.
         """
         affine = _checked(camera_motion)
-        self._adopt_dimension(detections)
+        self._check_dimension(detections)
         step = self._clock.advance(seconds)
         self._frame += 1
+        self._adopt_dimension(detections)
         detections = _with_area(detections)
         if self.config.classes == "vote":
             self._adopt_classes(detections)
         measured = measured_of(detections.xyxy, self.config)
         self._predict(step, affine)
-        lately = self._clock.now - self._tracks.seen <= self._rematch + _ROUNDING
+        lately = self._clock.now - self._tracks.seen <= max(self._rematch, 1) + _ROUNDING
         detection_of = associate(self._tracks, detections, measured, lately, self.config)
         self._correct(detections, measured, detection_of)
         self._change_states(detection_of)
@@ -126,16 +127,18 @@ class Tracker:
         self._number()
         return self._result()
 
-    def _adopt_dimension(self, detections: Detections) -> None:
-        """Make the tracks' embeddings as wide as the first detections' that have any."""
+    def _check_dimension(self, detections: Detections) -> None:
         if detections.embeddings is None or len(detections) == 0:
             return
         known, given = self._tracks.embedding.shape[1], detections.embeddings.shape[1]
-        if known == given:
-            return
-        if known:
+        if known and known != given:
             raise ValueError(f"embeddings: expected dimension {known} as in earlier frames, got {given}")
-        self._tracks.embedding = np.zeros((len(self._tracks), given), np.float32)
+
+    def _adopt_dimension(self, detections: Detections) -> None:
+        """Make the tracks' embeddings as wide as the first detections' that have any."""
+        tracks = self._tracks
+        if detections.embeddings is not None and len(detections) and tracks.embedding.shape[1] == 0:
+            tracks.embedding = np.zeros((len(tracks), detections.embeddings.shape[1]), np.float32)
 
     def _adopt_classes(self, detections: Detections) -> None:
         """Give the votes a column for each class that has not been seen before."""
@@ -156,6 +159,9 @@ class Tracker:
         tracks.mean[tracks.state != TRACKED, growing] = 0
         if affine is not None:
             tracks.move(affine, state)
+            inside: NDArray[np.bool_] = np.all(np.abs(tracks.mean) < LARGEST_COORDINATE, axis=1)
+            if not inside.all():  # zooms multiply
+                tracks.keep(inside)
             # Every estimate errs a little, and errors add up: what stands still would seem to have come a long way.
             centre = (tracks.box[:, :2] + tracks.box[:, 2:]) / 2
             tracks.birthplace += (centre - tracks.birthplace) * min(1.0, step / self._forget)
@@ -267,7 +273,7 @@ class Tracker:
             row, column = row[same], column[same]
         if config.appearance != "none":
             described: NDArray[np.bool_] = np.any(tracks.embedding, axis=1)
-            distance = look_distance(tracks.embedding, tracks.embedding, row, column, config)
+            distance = pair_distance(tracks.embedding, tracks.embedding, row, column, config)
             same = ~(described[row] & described[column]) | (distance <= config.embedding_thresh)
             row, column = row[same], column[same]
         keep = np.ones(len(tracks), bool)
@@ -277,6 +283,8 @@ class Tracker:
                 continue
             if life[unseen] > life[seen]:
                 tracks.resume(unseen, by=seen)
+                if config.classes == "vote":
+                    tracks.classes[unseen] = self._class_names[tracks.votes[unseen].argmax()]
                 keep[seen] = False
             else:
                 keep[unseen] = False
@@ -353,6 +361,7 @@ def _checked(camera_motion: NDArray[np.floating[Any]] | None) -> NDArray[np.floa
     affine = np.asarray(camera_motion, np.float64)
     if affine.shape != (2, 3) or not np.isfinite(affine).all():
         raise ValueError(f"camera_motion: expected (2, 3) finite numbers, got {affine.tolist()}")
-    if abs(np.linalg.det(affine[:, :2])) < _TINY_AREA:
-        raise ValueError(f"camera_motion: expected an area of the picture to stay, got {affine.tolist()}")
+    area = abs(np.linalg.det(affine[:, :2])) if np.abs(affine).max() < LARGEST_COORDINATE else np.inf
+    if not _TINY_AREA < area < 1 / _TINY_AREA:
+        raise ValueError(f"camera_motion: expected the motion of a camera, got {affine.tolist()}")
     return None if (affine == np.eye(2, 3)).all() else affine

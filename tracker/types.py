@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 
+LARGEST_COORDINATE = 1e15
+"""No pixel is this far away; squares of greater numbers would leave single precision."""
+
 # A score this far outside [0, 1] is rounding (a product or mean of probabilities), and brought back.
 _ROUNDING = 1e-4
 # Between these lengths the squares of an embedding's values stay within float32.
@@ -47,6 +50,9 @@ class Detections:
             xyxy = xyxy.reshape(0, 4)
         if xyxy.ndim != 2 or xyxy.shape[1] != 4:
             raise ValueError(f"xyxy: expected shape (N, 4), got {xyxy.shape}")
+        if (np.abs(xyxy) > LARGEST_COORDINATE).any():
+            row = int(np.argwhere(np.abs(xyxy) > LARGEST_COORDINATE)[0][0])
+            raise ValueError(f"xyxy: row {row}: expected coordinates up to {LARGEST_COORDINATE:g}, got {xyxy[row]}")
         scores = _as_scores(self.scores, len(xyxy))
         classes = _as_classes(self.classes, len(xyxy))
         embeddings = None if self.embeddings is None else _as_unit_rows(self.embeddings, len(xyxy))
@@ -153,7 +159,7 @@ class FrameResult:
         embeddings: (M, D) float32 smoothed unit embeddings of the tracks, zeros where a track was never described;
             None where nobody is.
         predicted: (M,) bool, True where no detection was matched in this frame and the box is the motion's guess, see
-            `TrackerConfig.coast_seconds`; its score is the last one's. None where all are matched.
+            `TrackerConfig.coast_seconds`; its score is the last one's. None where nobody tells.
     """
 
     frame: int

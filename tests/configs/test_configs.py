@@ -261,6 +261,8 @@ def test_every_shipped_file_fits_its_dataclasses_and_holds_differences_only(file
     schema = {"detector": DetectorConfig, "pseudo_label": PseudoLabelConfig, "tracker": TrackerConfig, **SECTIONS}
     monkeypatch.chdir(tmp_path)
     loaded, defaults = dump_config(load_config(file.stem, [], schema)), dump_config(load_config(None, [], schema))
+    if file.stem.startswith("tracker_"):
+        return  # a published tracker names its settings, whatever our defaults are
     written = yaml.safe_load(file.read_text(encoding="utf-8"))
     repeated = [(s, key) for s, keys in written.items() for key in keys if loaded[s][key] == defaults[s][key]]
     assert repeated == []

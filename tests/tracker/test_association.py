@@ -206,6 +206,14 @@ def test_direction_chooses_between_boxes_within_reach():
     assert chosen(way[::-1], [(-2 + 12.0, 100.0), (-2 - 14.0, 100.0)], direction_weight=0.15) == 1
 
 
+def test_a_step_back_is_as_far_within_reach_as_one_ahead():
+    """Walking on, a person is expected at 60; the limit of the overlap is 13.3 px to either side."""
+    for left, expected in ((60 + 12.5, [1]), (60 - 12.5, [1]), (60 + 14.5, []), (60 - 14.5, [])):
+        tracker = Tracker(plain(iou_thresh=0.5, direction_weight=2.0))
+        run(tracker, [standing(2 * k) for k in range(30)])
+        assert ids(tracker.update(standing(left))) == expected
+
+
 def test_a_low_score_says_less_about_the_direction():
     way = [(2.0 * k, 100.0) for k in range(30)]
     # The step ahead is dearer by 0.057; 0.15 · score is more at 0.9, and less at 0.3.
@@ -280,6 +288,7 @@ def test_how_looks_take_part():
     assert not swapped(appearance="none")
     assert not swapped(appearance="minimum", proximity_thresh=0.62)
     assert swapped(appearance="minimum", proximity_thresh=0.63)
+    assert swapped(appearance="minimum", proximity_thresh=0.63, fuse_score=True)  # near is near at any score
 
 
 def test_the_smaller_of_both_costs_decides():
@@ -303,6 +312,15 @@ def test_for_minimum_the_limit_is_half_a_cosine_distance(distance, expected):
     config = plain(appearance="minimum", embedding_thresh=0.25, iou_thresh=0.5, proximity_thresh=0.6)
     moved = Detections(standing(14).xyxy, [0.9], look(distance))
     assert ids(run(Tracker(config), [standing(0, looks=[0])] * 5 + [moved])[-1]) == expected
+
+
+def test_looks_of_nobody_and_looks_that_tell_less_than_the_overlap_do_not_count():
+    config = plain(appearance="minimum", embedding_thresh=1.0, proximity_thresh=0.9, iou_thresh=0.6)
+    assert ids(run(Tracker(config), [standing(0)] * 5 + [standing(20, looks=[0])])[-1]) == []  # IoU 0.333
+    assert ids(run(Tracker(config), [standing(0, looks=[1])] * 5 + [standing(20, looks=[0])])[-1]) == [1]  # 0.5
+    config = plain(appearance="minimum", embedding_thresh=1.0, iou_thresh=0.1)
+    other = Detections(standing(0).xyxy, [0.9], look(0.4))  # costs 0.2 by looks, and nothing by overlap
+    assert ids(run(Tracker(config), [standing(0, looks=[0])] * 5 + [other])[-1]) == [1]
 
 
 def test_looks_do_not_let_in_what_is_far():
@@ -378,5 +396,5 @@ def test_a_low_score_changes_the_embedding_less(score, share):
 
 def test_the_first_embedding_is_taken_whole_whatever_its_score():
     tracker = Tracker(plain(score_thresh=0.5, score_aware_momentum=True))
-    result = run(tracker, [standing(0), standing(0, looks=[1], score=0.6)])[-1]
+    result = run(tracker, [standing(0), standing(0, looks=[1], score=0.5)])[-1]
     np.testing.assert_allclose(result.embeddings, np.eye(8)[1:2], atol=1e-6)

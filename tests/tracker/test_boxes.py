@@ -155,3 +155,17 @@ def test_growing_no_box_single_precision_and_boxes_without_area():
     with np.errstate(all="raise"):
         flat = np.array([[5.0, 5.0, 5.0, 9.0], [3.0, 3.0, 3.0, 3.0]])
         assert np.isfinite(boxes.expand(flat, 0.3)).all()
+
+
+@pytest.mark.parametrize("count", [0, 1, 12, 120])  # the last one by the sweep
+def test_overlaps_are_the_pairs_above_zero(count):
+    rng = np.random.default_rng(count)
+    a, b = (
+        boxes.tlwh_to_xyxy(np.hstack([rng.integers(0, 300, (n, 2)), rng.integers(0, 40, (n, 2))])).astype(np.float64)
+        for n in (count, 2 * count)
+    )
+    row, column, value = boxes.overlaps(a, b)
+    dense = boxes.iou(a, b)
+    assert len(set(zip(row.tolist(), column.tolist(), strict=True))) == len(row) == np.count_nonzero(dense)
+    assert (value > 0).all()
+    np.testing.assert_array_equal(value, dense[row, column])

@@ -182,7 +182,9 @@ def test_everything_that_is_a_place_moves_with_the_camera():
     [
         (np.eye(3), r"camera_motion: expected \(2, 3\) finite numbers"),
         (np.full((2, 3), np.nan), r"camera_motion: expected \(2, 3\) finite numbers"),
-        (np.zeros((2, 3)), "camera_motion: expected an area of the picture to stay"),
+        (np.zeros((2, 3)), "camera_motion: expected the motion of a camera"),
+        (np.array([[1e6, 0, 0], [0, 1e6, 0]]), "camera_motion: expected the motion of a camera"),
+        (np.array([[1, 0, 1e200], [0, 1, 0]]), "camera_motion: expected the motion of a camera"),
     ],
 )
 def test_a_motion_that_is_none_is_refused_and_the_frame_does_not_count(affine, message):
@@ -190,3 +192,13 @@ def test_a_motion_that_is_none_is_refused_and_the_frame_does_not_count(affine, m
     with pytest.raises(ValueError, match=message):
         tracker.update(Detections.empty(), camera_motion=affine)
     assert tracker.update(Detections.empty()).frame == 1
+
+
+def test_zooms_without_end_lose_the_people_and_never_the_numbers():
+    tracker = Tracker(TrackerConfig(coast_seconds=1, sure_thresh=0))
+    tracker.update(Detections([[0, 0, 40, 100]], [0.9]))
+    zoom = np.array([[900.0, 0, 0], [0, 900, 0]])
+    for _ in range(20):
+        result = tracker.update(Detections.empty(), camera_motion=zoom)
+        assert np.isfinite(result.xyxy).all()
+    assert len(tracker._tracks) == 0

@@ -1,6 +1,7 @@
 """People, dogs and cars in one video."""
 
 import numpy as np
+import pytest
 
 from tests.tracker.people import NOBODY, ids, plain, run, standing
 from tracker import Detections, Tracker
@@ -14,6 +15,19 @@ def test_classes_are_kept_apart():
     assert results[0].classes.tolist() == [3] and results[-1].classes.tolist() == [4]
     cat, dog = (Detections(box.xyxy, box.scores, np.eye(1, 8), [label]) for label in (3, 4))
     assert [ids(result) for result in run(Tracker(plain()), [cat, cat, dog, dog])] == [[1], [1], [], [2]]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"recover_by_last_box": True}, {"appearance": "minimum"}, {"appearance": "none"}, {"fuse_score": True}],
+)
+@pytest.mark.parametrize("score", [0.9, 0.3])
+def test_no_stage_takes_another_class(settings, score):
+    cat = standing(0, looks=[0], classes=[3])
+    dog = standing(0, looks=[0], classes=[4], score=score)
+    assert ids(run(Tracker(plain(**settings)), [cat, cat, dog])[-1]) == []
+    tentative = plain(confirm_first_frame=False, **settings)
+    assert ids(run(Tracker(tentative), [cat, dog])[-1]) == []
 
 
 def labelled(*classes, score=0.9):
@@ -79,3 +93,13 @@ def test_class_votes_survive_an_occlusion_and_a_reset_forgets_them():
     assert ids(results[-1]) == [1] and results[-1].classes.tolist() == [1]
     tracker.reset()
     assert tracker.update(standing(0, classes=[2])).classes.tolist() == [2]
+
+
+def test_a_track_that_takes_over_another_takes_over_its_votes():
+    """Unknown by looks and found again with them, a person starts anew, and is merged with who was lost there."""
+    config = plain(classes="vote", iou_rematch_seconds=0, duplicate_thresh=0.15)
+    frames = [standing(0, classes=[1], score=0.9)] * 3 + [NOBODY]
+    frames += [standing(0, classes=[2], score=0.95, looks=[0])] * 3
+    results = run(Tracker(config), frames)
+    assert [ids(result) for result in results[3:]] == [[], [], [1], [1]]
+    assert results[-1].classes.tolist() == [2]  # 3 · 0.95 are more than 3 · 0.9

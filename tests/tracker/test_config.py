@@ -34,7 +34,7 @@ from tracker import config as config_module
         ({"shape_std": float("nan")}, "shape_std: .* got nan"),
         ({"classes": "all"}, "classes: expected one of separate, vote, got 'all'"),
         ({"appearance": "only"}, "appearance: expected one of gated, minimum, none, got 'only'"),
-        ({"proximity_thresh": 1.5}, r"proximity_thresh: expected a number in \[0, 1\], got 1.5"),
+        ({"proximity_thresh": 1.5}, r"proximity_thresh: expected a number in \[0, 1\), got 1.5"),
         ({"stand_out_margin": -0.1}, r"stand_out_margin: expected a number in \[0, 1\], got -0.1"),
         (
             {"stand_out_margin": 0.5, "embedding_metric": "euclidean"},

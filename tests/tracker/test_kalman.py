@@ -23,6 +23,17 @@ def noise(box, state="xyah"):
     return np.diag(position + velocity) ** 2, np.diag(measured) ** 2
 
 
+def noise_of(frames, box, state="xyah"):
+    """Process noise of a step: that of as many single steps of a box of this size, or a share of one."""
+    single = noise(box, state)[0]
+    if frames < 1:
+        return frames * single
+    motion, total = np.eye(8) + np.eye(8, k=4), np.zeros((8, 8))
+    for _ in range(int(frames)):
+        total = motion @ total @ motion.T + single
+    return total
+
+
 def dense(covariance):
     """(M, 8, 8) covariance matrices of the (M, 3, 4) entries that are kept."""
     eye = np.eye(4)
@@ -75,7 +86,7 @@ def test_parity_with_filterpy(state, dt):
     for frame in range(1, 40):
         mean, covariance = kalman.predict(mean, covariance, dt, state)
         for track, reference in enumerate(references):
-            reference.predict(Q=dt * noise(reference.x, state)[0])
+            reference.predict(Q=noise_of(dt, reference.x, state))
             np.testing.assert_allclose(mean[track], reference.x, rtol=1e-9, atol=1e-9)
             np.testing.assert_allclose(dense(covariance)[track], reference.P, rtol=1e-9, atol=1e-12)
         distance = kalman.gating_distance(mean, covariance, measured[frame], state)
@@ -130,11 +141,26 @@ def test_step_of_several_frames():
     np.testing.assert_array_equal(ahead[:, 4:], mean[:, 4:])
     motion = np.eye(8) + 5 * np.eye(8, k=4)
     for track in range(3):
-        expected = motion @ dense(covariance)[track] @ motion.T + 5 * noise(mean[track])[0]
+        expected = motion @ dense(covariance)[track] @ motion.T + noise_of(5, mean[track])
         np.testing.assert_allclose(dense(uncertain)[track], expected, atol=1e-12)
     still, same = kalman.predict(mean, covariance, dt=0)
     np.testing.assert_array_equal(still, mean)
     np.testing.assert_array_equal(same, covariance)
+
+
+@states
+def test_one_long_step_is_as_many_short_ones(state):
+    """Of a box that keeps its size, since the noise follows it; and in between the covariance grows steadily."""
+    mean, covariance = learned(state)
+    mean[:, 6:] = 0
+    once = kalman.predict(mean, covariance, dt=7, state=state)
+    again = mean, covariance
+    for _ in range(7):
+        again = kalman.predict(*again, state=state)
+    for one, other in zip(once, again, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+    grown = [kalman.predict(mean, covariance, dt, state)[1][:, [0, 2]] for dt in np.linspace(0, 4, 81)]
+    assert (np.diff(grown, axis=0) > 0).all()
 
 
 def test_constant_velocity_is_learned():

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import linear_sum_assignment
 
-from tracker.matching import assign, direction_similarity, embedding_distance, fuse_motion, stand_out
+from tracker.matching import (
+    assign,
+    assign_pairs,
+    direction_similarity,
+    embedding_distance,
+    embedding_distance_of_pairs,
+    fuse_motion,
+    stand_out,
+)
 
 
 def unit_rows(count, dimension=16, seed=0):
@@ -47,16 +55,25 @@ def test_equal_embeddings_have_no_negative_distance():
         assert np.diag(distance).max() < 1e-3
 
 
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("pairs", [0, 1, 20, 600])  # few are worked out by themselves, many by a product of matrices
+def test_distances_of_pairs_are_those_of_the_matrix(pairs, metric):
+    a, b = unit_rows(25), unit_rows(30, seed=1)
+    row, column = np.random.default_rng(0).integers(0, (25, 30), (pairs, 2)).T
+    distance = embedding_distance_of_pairs(a, b, row, column, metric)
+    np.testing.assert_allclose(distance, embedding_distance(a, b, metric)[row, column], atol=1e-6)
+
+
 def test_unknown_metric():
     with pytest.raises(ValueError, match="metric: expected 'cosine' or 'euclidean', got 'manhattan'"):
         embedding_distance(np.eye(2), np.eye(2), "manhattan")
 
 
-def test_fusion_weighs_both_and_forbids_beyond_the_gate():
-    cost = np.array([[0.5, 0.5, 0.5]])
-    gating = np.array([[2.0, 9.4877, 9.4878]])
+def test_fusion_weighs_both():
+    cost, gating = np.array([[0.5, 0.5, 0.5]]), np.array([[2.0, 9.4877, np.inf]])
     fused = fuse_motion(cost, gating)
     np.testing.assert_allclose(fused, [[0.98 * 0.5 + 0.02 * 2, 0.98 * 0.5 + 0.02 * 9.4877, np.inf]])
+    np.testing.assert_allclose(fuse_motion(cost[0, :2], gating[0, :2], weight=0.5), [1.25, 4.99385])
     np.testing.assert_array_equal(cost, 0.5)
 
 
@@ -185,6 +202,30 @@ def test_pairs_alone_are_matched_beside_those_who_compete():
     matches, rows, columns = assign(cost, 0.5)
     assert matches.tolist() == [[0, 3], [2, 5], [3, 1], [4, 0]]
     assert rows.tolist() == [1] and columns.tolist() == [2, 4]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pairs_in_any_order_are_matched_as_in_the_matrix(seed):
+    rng = np.random.default_rng(seed)
+    cost = rng.random((20, 25))
+    rows, columns = (rng.random(cost.shape) < rng.choice([0.02, 0.1, 0.5])).nonzero()
+    order = rng.permutation(len(rows))
+    rows, columns = rows[order], columns[order]
+    dense = np.full_like(cost, np.inf)
+    dense[rows, columns] = cost[rows, columns]
+    found = assign_pairs(rows, columns, cost[rows, columns], 0.6)
+    np.testing.assert_array_equal(np.stack(found, axis=1), assign(dense, 0.6)[0])
+
+
+def test_no_pairs_and_pairs_without_a_cost():
+    none = np.zeros(0, np.int64)
+    rows, columns = assign_pairs(none, none, np.zeros(0), 0.5)
+    assert len(rows) == len(columns) == 0
+    pairs = np.array([3, 8]), np.array([4, 9])
+    with pytest.raises(ValueError, match="cost: expected numbers, got NaN at row 8, column 9"):
+        assign_pairs(*pairs, np.array([0.1, np.nan]), 0.5)
+    with pytest.raises(ValueError, match="limit: expected a finite number, got nan"):
+        assign_pairs(*pairs, np.array([0.1, 0.2]), np.nan)
 
 
 def test_negative_costs_are_costs():

@@ -266,7 +266,7 @@ def test_bad_arguments() -> None:
         streams(FakeSource(1), batch_size=0)
     tracker = Tracker()
     for trackers in ([tracker], [tracker, tracker]):
-        with pytest.raises(ValueError, match="trackers: expected one for each of 2 sources"):
+        with pytest.raises(ValueError, match="trackers: expected one of its own for each of 2 sources"):
             Streams([FakeSource(1), FakeSource(1)], find_square, trackers)
 
 
