@@ -132,6 +132,7 @@ def _sweep(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray
     left, reach = b[order, 0], np.maximum.accumulate(b[order, 2])
     begin, end = reach.searchsorted(a[:, 0], "right"), left.searchsorted(a[:, 2], "left")
     count = np.maximum(end - begin, 0)
+    # Row i meets the places begin[i], begin[i] + 1 ... of `order`; all these runs are laid one behind the other.
     row = np.arange(len(a)).repeat(count)
     column = np.arange(len(row)) + (begin - count.cumsum() + count).repeat(count)
     return row, order[column]

@@ -62,9 +62,9 @@ def initiate(boxes: NDArray[np.floating], state: BoxState = "xyah") -> tuple[Flo
 
 
 def predict(
-    mean: Float64Array, covariance: Float64Array, dt: float = 1.0, state: BoxState = "xyah"
+    mean: Float64Array, covariance: Float64Array, dt: float | Float64Array = 1.0, state: BoxState = "xyah"
 ) -> tuple[Float64Array, Float64Array]:
-    """Move tracks `dt` frames ahead (more than one where frames were dropped).
+    """Move tracks `dt` frames ahead, all alike or (M, 1) each its own: more than one where frames were dropped.
 
     With `F = [[I, dt I], [0, I]]` these are `F mean` and `F covariance Fᵀ + Q(dt)`, where `Q(n)` is what n steps of one
     frame add: the noise of the velocity of each step moves the position in those that follow.
@@ -74,7 +74,7 @@ def predict(
     position, mixed, velocity = covariance[:, 0], covariance[:, 1], covariance[:, 2]
     jolt = _variance(mean, state, POSITION_STD, ASPECT_STD)
     drift = _variance(mean, state, VELOCITY_STD, ASPECT_VELOCITY_STD)
-    before = max(dt - 1, 0.0)  # steps that follow the first
+    before = np.maximum(dt - 1, 0)  # steps that follow the first
     result = np.empty_like(covariance)
     result[:, 0] = position + dt * (2 * mixed + dt * velocity + jolt) + before * dt * (2 * dt - 1) / 6 * drift
     result[:, 1] = mixed + dt * velocity + before * dt / 2 * drift

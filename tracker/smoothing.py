@@ -127,13 +127,10 @@ def _noise(height: Float64Array, steps: IntArray) -> tuple[Float64Array, Float64
     """
     at_rest, sure = np.zeros((len(height), 8)), np.zeros((len(height), 3, 4))
     at_rest[:, 3] = height
-    _, per_frame = kalman.predict(at_rest, sure)
+    _, added = kalman.predict(at_rest[:-1], sure[:-1], steps[:, None].astype(np.float64))
     _, measured = kalman.project(at_rest, sure)
-    position, velocity = per_frame[:-1, 0], per_frame[:-1, 2]
-    # Of n frames, each adds its noise; that of a velocity goes on to move the position in all frames that follow.
-    n = steps[:, None].astype(np.float64)
     process = np.zeros((len(steps), 8, 8))
-    process[:, _POSITION, _POSITION] = n * position + (n - 1) * n * (2 * n - 1) / 6 * velocity
-    process[:, _POSITION, _VELOCITY] = process[:, _VELOCITY, _POSITION] = n * (n - 1) / 2 * velocity
-    process[:, _VELOCITY, _VELOCITY] = n * velocity
+    process[:, _POSITION, _POSITION] = added[:, 0]
+    process[:, _POSITION, _VELOCITY] = process[:, _VELOCITY, _POSITION] = added[:, 1]
+    process[:, _VELOCITY, _VELOCITY] = added[:, 2]
     return process, measured[:, :, None] * np.eye(4)

@@ -208,14 +208,12 @@ class Tracker:
         before = measured_of(tracks.box[rows], self.config)
         gap = self._clock.now - tracks.seen[rows]
         steps = np.clip(np.ceil(gap - _SLIP), 1, _MOST_REPEATED)
+        dt = (gap / steps)[:, None]
         for k in range(1, int(steps.max()) + 1):
             on = (k <= steps).nonzero()[0]
-            # Tracks of like steps move together: one frame period, except for broken or very large gaps.
-            for dt in np.unique((gap / steps)[on]):
-                these = on[(gap / steps)[on] == dt]
-                line = before[these] + (measured[these] - before[these]) * (k / steps[these])[:, None]
-                predicted = kalman.predict(mean[these], covariance[these], float(dt), state)
-                mean[these], covariance[these] = kalman.update(*predicted, line, state)
+            line = before[on] + (measured[on] - before[on]) * (k / steps[on])[:, None]
+            predicted = kalman.predict(mean[on], covariance[on], dt[on], state)
+            mean[on], covariance[on] = kalman.update(*predicted, line, state)
         return mean, covariance
 
     def _mix_in(self, rows: IntArray, embeddings: NDArray[np.float32], score: NDArray[np.float32]) -> None:
