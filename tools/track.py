@@ -40,11 +40,16 @@ import itertools
 import json
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":  # while the libraries load, Ctrl-C and termination have nothing to save
+    for _number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(_number, lambda number, _: os._exit(128 + number))
 
 # Lets the tool run from a checkout that is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -182,6 +187,8 @@ def check_options(args: argparse.Namespace) -> None:
     if not args.video:
         refuse(("show",), "there are no pictures to show without --video")
         refuse(("max_latency",), "is for live video")
+    elif "" in args.video:
+        raise ValueError("--video: expected a file, camera, address or folder, got nothing")
     elif args.detections and (len(args.detections), len(args.video)) != (1, 1):
         raise ValueError(
             f"--detections: expected one file for one --video, got {len(args.detections)} for {len(args.video)}"
@@ -209,6 +216,8 @@ def track_videos(args: argparse.Namespace) -> int:
         sources = open_sources(args, settings, stack)
         if files:
             check_match(files[0], sources[0], args.end)
+        if args.max_latency is not None and not any(source.live for source in sources):
+            raise ValueError("--max-latency: is for live video; --realtime plays a file like a camera")
         names = [item.name for item in files or sources]
         places = output_places(args, args.video, names, film=not args.no_video)
         if files:
@@ -292,8 +301,6 @@ def track_files(args: argparse.Namespace) -> int:
     files = read_files(args)
     ranges = [file.frame_range(args.start, args.end) for file in files]
     places = output_places(args, args.detections, [file.name for file in files], film=False)
-    if settings["tracker"].camera_motion != "none":
-        print("note: without --video the camera counts as standing still")
     trackers = [Tracker(settings["tracker"], args.fps or file.frame_rate) for file in files]
     runs = []
     for file, (first, last), tracker, (text, _) in zip(files, ranges, trackers, places, strict=True):
@@ -337,6 +344,8 @@ def check_match(file: DetectionFile, source: Source, end: int | None) -> None:
     # A video's own count can be off by a few; the exact one is known at the end.
     if source.frame_count and not end and file.last_frame > 1.02 * source.frame_count + 5:
         file.check_end(source.frame_count, source.location)
+    if source.frame_count and not end and file.last_frame < 0.9 * source.frame_count:
+        say(f"note: the detections end at frame {file.last_frame} of {source.frame_count}")
 
 
 def output_places(
@@ -368,6 +377,8 @@ def finish(args: argparse.Namespace, session: Session, settings: dict[str, Any])
     """Print and write the summary, and tell what went wrong."""
     print(*session.summary(), sep="\n")
     stopped = session.stopped
+    if stopped is None and not any(run.output.boxes for run in session.runs):
+        say(f"note: nobody scored {settings['tracker'].birth_thresh:g} or more and was sure to be a person")
     if args.json:
         report: dict[str, Any] = {}
         for name in ("video", "detections"):

@@ -36,6 +36,26 @@ def declared_end(path: Path) -> int | None:
     return None
 
 
+def cut_to_whole_parts(path: Path) -> None:
+    """Shorten an MP4 file to its last whole part: a fragment's index and its pictures belong together.
+
+    Args:
+        path: a fragmented MP4 file that the writer could not finish.
+    """
+    size, position, whole = path.stat().st_size, 0, 0
+    with path.open("r+b") as file:
+        while position + 16 <= size:
+            file.seek(position)
+            length, name, wide = struct.unpack(">I4sQ", file.read(16))
+            position += wide if length == 1 else length or size
+            if position > size or (length not in (0, 1) and length < 8):
+                break
+            if name != b"moof":
+                whole = position
+        if whole:
+            file.truncate(whole)
+
+
 def _end_of_boxes(file: BinaryIO, size: int) -> int | None:
     position = 0
     while position + 8 <= size:

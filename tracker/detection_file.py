@@ -116,6 +116,9 @@ def read_detection_file(
     if rows.frames.max() > _MOST_FRAMES:
         raise ValueError(f"{path}: frame: expected numbers up to {_MOST_FRAMES:,}, got {rows.frames.max()}")
     notes: list[str] = []
+    copies = len(rows) - len(np.unique(np.column_stack([rows.frames, rows.tlwh, rows.classes]), axis=0))
+    if copies:
+        notes.append(f"{copies} of {len(rows)} rows repeat the box of another in the same frame")
     scores = _map_scores(path, rows.scores, score_range, notes)
     has_classes = _check_classes(path, rows)
     detections = Detections(tlwh_to_xyxy(rows.tlwh), scores, None, rows.classes if has_classes else None)

@@ -77,7 +77,7 @@ def open_live(
     """
     config = config or LiveConfig()
     try:
-        source = opener(start, end)
+        source = _open_interruptibly(partial(opener, start, end)) if "://" in location else opener(start, end)
     except SourceError as error:
         if not config.retry_at_start:
             raise
@@ -89,6 +89,24 @@ def open_live(
     if not source.live or config.give_up_after == 0:
         return source
     return ReconnectingSource(source, opener, end, config, on_message)
+
+
+def _open_interruptibly(open_it: Callable[[], Source]) -> Source:
+    """Open a source in a thread of its own, so that Ctrl-C is heard while the network is silent."""
+    outcome: list[Source | BaseException] = []
+
+    def work() -> None:
+        try:
+            outcome.append(open_it())
+        except BaseException as error:  # raised again below
+            outcome.append(error)
+
+    thread = threading.Thread(target=work, name="open", daemon=True)
+    thread.start()
+    thread.join()
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
 
 
 class ReconnectingSource:

@@ -57,6 +57,7 @@ class Output:
         self._drawer: TrackDrawer | None = None
         self._rows: MotWriter | None = None
         self._video: VideoWriter | None = None
+        self._first = 1
         self._seconds = 0.0
 
     @property
@@ -70,6 +71,7 @@ class Output:
         The frame must not be changed afterwards; None where there are no pictures.
         """
         if self.frames == 0:
+            self._first = result.frame
             self._open()
         began = time.perf_counter()
         if self._rows:
@@ -82,7 +84,7 @@ class Output:
         self.last_frame = result.frame
         self._seconds += time.perf_counter() - began
         if self._video and frame is not None:
-            self._video.write(frame)  # its own thread takes the time
+            self._video.write(frame, result.frame - self._first)  # its own thread takes the time
 
     def _open(self) -> None:
         if self.text:

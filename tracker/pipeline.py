@@ -93,6 +93,8 @@ def track_many(
         SourceError: a source cannot be opened; or, when all others have come to their end, one broke off.
         ValueError: impossible arguments, or a detector that returns something else.
     """
+    if isinstance(sources, (str, Path)):
+        raise ValueError(f"sources: expected a list, got {str(sources)!r}")
     with contextlib.ExitStack() as opened:
         ready: list[Source] = []
         for source in sources:

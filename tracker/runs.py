@@ -34,6 +34,7 @@ class Run:
         recorder: collects the results where they are to be refined.
         film: the video of the refined results, drawn on the pictures that `reopen` gives once more; None for none.
         reopen: opens the input anew.
+        refined: whether the text holds refined results.
         dropped: frames that were dropped.
         error: what ended it early.
     """
@@ -46,6 +47,7 @@ class Run:
     recorder: Recorder | None = None
     film: Path | None = None
     reopen: Callable[[], Source] | None = None
+    refined: bool = False
     dropped: int = 0
     error: BaseException | None = None
 
@@ -147,7 +149,8 @@ class Session:
     def reach(self) -> str:
         """How far an interrupted session came, in words that go on after "interrupted"."""
         if "refine" in self.seconds:
-            return " while refining; the text is complete, and the video up to there"
+            refined = sum(run.refined for run in self.runs)
+            return f" while refining; all results are complete, {refined} of {len(self.runs)} are refined"
         frames = sum(run.output.frames for run in self.runs)
         place = f"frame {self.runs[0].output.last_frame}" if len(self.runs) == 1 else f"{frames} frames"
         unrefined = ", but not refined" if refines(self._offline) else ""
@@ -165,6 +168,7 @@ def _refine(run: Run, config: OfflineConfig) -> None:
         refined = refine(run.recorder.trajectories(), output.frame_rate, config, show)
     span = run.first_frame, output.last_frame
     run.output = write_whole(output.text, refined.results(*span), output.with_classes)
+    run.refined = True
     if run.film and run.reopen:
         with contextlib.closing(run.reopen()) as source:
             film = Output(None, run.film, source.size, output.frame_rate, output.with_classes)

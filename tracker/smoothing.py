@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from filterpy.kalman import KalmanFilter
 from numpy.typing import NDArray
 
 from tracker import kalman
@@ -98,6 +97,8 @@ def smooth(trajectories: Trajectories, progress: Progress | None = None) -> Traj
 
 def _smooth_track(frames: IntArray, xyah: Float64Array, seen: NDArray[np.bool_]) -> Float64Array:
     """States (R, 8) of one identity, whose first and last row are seen."""
+    from filterpy.kalman import KalmanFilter  # takes a second, which only smoothing is worth
+
     height = np.maximum(np.interp(frames, frames[seen], xyah[seen, 3]), 1)  # noise of less than a pixel's is none
     steps = np.diff(frames)
     transition = np.eye(8) + steps[:, None, None] * np.eye(8, k=4)

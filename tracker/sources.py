@@ -68,6 +68,8 @@ def open_source(
         ValueError: an impossible `start` and `end`.
     """
     text = str(source)
+    if not text:
+        raise ValueError("source: expected a file, camera, address or folder, got nothing")
     if isinstance(source, int) or text.isdecimal():
         return open_live(partial(CameraSource, int(text)), f"camera {int(text)}", start, end, live, on_message)
     if "://" in text:

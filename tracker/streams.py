@@ -33,6 +33,7 @@ class _Job:
 
     stream: _Stream
     frame: Frame
+    number: int
     timestamp: float | None
     arrived: float
     detections: Detections | None = None
@@ -63,8 +64,8 @@ class Streams:
     that is slow, stands still, ends or fails does not keep the others waiting.
 
     A live source is never held up. Of its waiting frames, those that have waited longer than `LiveConfig.max_latency`
-    are dropped in favour of newer ones, the oldest first; the newest is always kept. Frame numbers of a live source
-    count the frames that were processed, and the tracker learns from the timestamps how much time has passed.
+    are dropped in favour of newer ones, the oldest first; the newest is always kept. Frame numbers count the
+    frames that came, dropped ones too, and the tracker learns from the timestamps how much time has passed.
 
     Attributes:
         sources: the sources.
@@ -180,7 +181,8 @@ class Streams:
 
     def _offer(self, stream: _Stream, frame: Frame, decoding: float) -> bool:
         """Let a frame wait for the detector, once there is room; False when iteration has ended."""
-        job = _Job(stream, frame, stream.source.timestamp, time.monotonic())
+        job = _Job(stream, frame, stream.number, stream.source.timestamp, time.monotonic())
+        stream.number += 1
         with self._lock:
             self.seconds["decode"] += decoding
             while not stream.source.live and len(stream.waiting) >= max(2, self._batch_size) and not self._stopped:
@@ -285,8 +287,7 @@ class Streams:
             self.seconds["motion"] += time.perf_counter() - clock
             clock = time.perf_counter()
         result = stream.tracker.update(detections, seconds=job.timestamp, camera_motion=motion)
-        result = replace(result, frame=stream.number)
-        stream.number += 1
+        result = replace(result, frame=job.number)
         self.seconds["associate"] += time.perf_counter() - clock
         return result
 

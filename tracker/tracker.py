@@ -113,6 +113,8 @@ class Tracker:
         step = self._clock.advance(seconds)
         self._frame += 1
         self._adopt_dimension(detections)
+        if len(detections) == len(self._tracks) == 0:
+            return self._result()
         detections = _with_area(detections)
         if self.config.classes == "vote":
             self._adopt_classes(detections)

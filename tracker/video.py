@@ -142,6 +142,8 @@ class VideoSource:
             return av.open(self._address, options=options, timeout=timeout)
         except (av.error.InvalidDataError, av.error.EOFError):
             raise SourceError(f"{self.location}: not a video, or cut before its index") from None
+        except av.error.ExitError:  # PyAV's timeout
+            raise SourceError(f"{self.location}: no answer within {_STREAM_TIMEOUT:g} s") from None
         except (av.error.FFmpegError, OSError) as error:
             reason = without_secrets(error.strerror or str(error))
             raise SourceError(f"{self.location}: cannot be opened: {reason}") from None

@@ -15,6 +15,7 @@ import av.error
 import cv2
 import numpy as np
 
+from tracker.containers import cut_to_whole_parts
 from tracker.video import Frame, codec_threads
 
 # Frames waiting for the encoder; a few even out its key frames, more would only hold memory.
@@ -59,8 +60,9 @@ class VideoWriter:
         # 29.97... is 30000/1001: broadcast rates are fractions of this denominator.
         self._rate = Fraction(frame_rate).limit_denominator(1001)
         self._count = 0
+        self._next = 0
         self._error: BaseException | None = None
-        self._queue: queue.Queue[Frame | None] = queue.Queue(_QUEUE_SIZE)
+        self._queue: queue.Queue[tuple[Frame, int] | None] = queue.Queue(_QUEUE_SIZE)
         with self.path.open("wb"):
             pass  # a clear error for a folder that cannot be written, before FFmpeg gives its own
         fragments = {"movflags": "hybrid_fragmented"} if av.library_versions["libavformat"] >= (61, 7, 0) else {}
@@ -75,18 +77,26 @@ class VideoWriter:
         self._thread: threading.Thread | None = threading.Thread(target=self._encode_all, name="encode", daemon=True)
         self._thread.start()
 
-    def write(self, frame: Frame) -> None:
-        """Queue a frame (H, W, 3) uint8 BGR; the array is not copied and must not be changed afterwards."""
+    def write(self, frame: Frame, place: int | None = None) -> None:
+        """Queue a frame (H, W, 3) uint8 BGR; the array is not copied and must not be changed afterwards.
+
+        Args:
+            frame: the picture.
+            place: when it is shown, in frame periods from 0, rising; None is the next one. A place left out shows the
+                picture before for longer.
+        """
         self._raise_error()
         got = (frame.shape[1], frame.shape[0])
         if got != self._frame_size:
             raise ValueError(f"frame: expected size {self._frame_size} for {self.path}, got {got}")
-        self._queue.put(frame)
+        self._next = self._next if place is None else place
+        self._queue.put((frame, self._next))
+        self._next += 1
 
     def _encode_all(self) -> None:
-        while (frame := self._queue.get()) is not None:
+        while (item := self._queue.get()) is not None:
             if self._error is None:  # after an error, frames are taken off so that `write` never blocks
-                self._guarded(self._encode, frame)
+                self._guarded(self._encode, item)
         if self._error is None:
             self._guarded(self._mux, None)
         try:
@@ -102,13 +112,14 @@ class VideoWriter:
             self._error = error
         self.seconds += time.perf_counter() - started
 
-    def _encode(self, frame: Frame) -> None:
+    def _encode(self, item: tuple[Frame, int]) -> None:
+        frame, place = item
         down, right = self.size[1] - frame.shape[0], self.size[0] - frame.shape[1]
         if down or right:
             frame = np.pad(frame, ((0, down), (0, right), (0, 0)), mode="edge")
         planes = np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2YUV_I420), np.uint8)
         picture = av.VideoFrame.from_ndarray(planes, format="yuv420p")
-        picture.pts = self._count
+        picture.pts = place
         picture.time_base = 1 / self._rate
         self._count += 1
         self._mux(picture)
@@ -134,6 +145,8 @@ class VideoWriter:
         thread.join()
         if self._count == 0:
             self.path.unlink(missing_ok=True)  # a video without pictures is a file that no player opens
+        elif self._error is not None:
+            cut_to_whole_parts(self.path)  # a full disk leaves half a part, which strict readers stumble over
         if not failed_before:
             self._raise_error()
 

@@ -30,7 +30,8 @@ def sequence(folder: Path, text: str, info: str | None = None) -> Path:
 
 def test_sequence_without_pictures(track, tmp_path: Path) -> None:
     det = sequence(tmp_path / "SEQ-01", square_rows(20), "frameRate=12.5\nseqLength=24")
-    status, out, err = track("--detections", det, "--out", tmp_path / "out", "--json", tmp_path / "s.json")
+    options = ("--set", "tracker.output=detection", "--json", tmp_path / "s.json")
+    status, out, err = track("--detections", det, "--out", tmp_path / "out", *options)
     assert (status, err) == (0, "")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["SEQ-01.txt"]
     rows = read_mot(tmp_path / "out" / "SEQ-01.txt")
@@ -74,8 +75,9 @@ def test_time_without_detections_passes(track, tmp_path: Path) -> None:
 def test_own_results_are_detections(track, tmp_path: Path) -> None:
     file = tmp_path / "walk.txt"
     file.write_text(square_rows(20))
-    assert track("--detections", file, "--out", tmp_path / "a")[0] == 0
-    assert track("--detections", tmp_path / "a" / "walk.txt", "--out", tmp_path / "b")[0] == 0
+    raw = ("--set", "tracker.output=detection")
+    assert track("--detections", file, "--out", tmp_path / "a", *raw)[0] == 0
+    assert track("--detections", tmp_path / "a" / "walk.txt", "--out", tmp_path / "b", *raw)[0] == 0
     assert (tmp_path / "b" / "walk.txt").read_text() == (tmp_path / "a" / "walk.txt").read_text()
 
 
@@ -174,8 +176,9 @@ def test_scores_outside_the_range(track, tmp_path: Path) -> None:
     assert f"note: {file}: 5 of 5 scores lie outside 0 to 1 (they go from 37.5 to 37.5)" in out
     assert json.loads((tmp_path / "s.json").read_text())["boxes"] == 5
     options = ("--score-range", -50, 100, "--json", tmp_path / "s.json")
-    status, out, _ = track("--detections", file, "--out", tmp_path / "out", *options)
-    assert status == 0 and "note" not in out
+    status, out, err = track("--detections", file, "--out", tmp_path / "out", *options)
+    assert status == 0 and "lie outside" not in out
+    assert "note: nobody scored 0.6 or more" in err
     assert json.loads((tmp_path / "s.json").read_text())["boxes"] == 0  # a score of 0.58 starts no track
     line = failing(track("--detections", file, "--out", tmp_path / "out", "--score-range", 1, 0))
     assert "score range: expected a lower and a higher score, got 1 and 0" in line
@@ -191,7 +194,8 @@ def test_embeddings_tell_people_apart(track, tmp_path: Path) -> None:
     np.save(tmp_path / "e.npy", np.eye(2)[[person for _, person in rows]])
     ids = {}
     for options in ((), ("--embeddings", tmp_path / "e.npy")):
-        assert track("--detections", file, "--out", tmp_path / "out", *options)[0] == 0
+        raw = ("--set", "tracker.output=detection")
+        assert track("--detections", file, "--out", tmp_path / "out", *raw, *options)[0] == 0
         got = read_mot(tmp_path / "out" / "walk.txt")
         left = {
             f: int(i) for f, i, x in zip(got.frames.tolist(), got.track_ids, got.tlwh[:, 0], strict=True) if x == 100
@@ -224,7 +228,7 @@ def test_film_of_given_detections(track, tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "walk.mp4", 20)
     det = sequence(tmp_path / "SEQ-01", square_rows(20, "0.9,3"))
     out = tmp_path / "out"
-    assert track("--detections", det, "--video", clip, "--out", out)[0] == 0
+    assert track("--detections", det, "--video", clip, "--out", out, "--set", "tracker.output=detection")[0] == 0
     assert sorted(path.name for path in out.iterdir()) == ["SEQ-01.tracked.mp4", "SEQ-01.txt"]
     rows = read_mot(out / "SEQ-01.txt")
     assert rows.tlwh[:, 0].tolist() == [square_left(scene(i)) for i in range(1, 21)]
@@ -232,7 +236,8 @@ def test_film_of_given_detections(track, tmp_path: Path) -> None:
     drawn = decoded(out / "SEQ-01.tracked.mp4")
     assert len(drawn) == 20
     assert all(np.abs(a.astype(int) - b).max() > 100 for a, b in zip(decoded(clip), drawn, strict=True))
-    assert track("--detections", det, "--video", clip, "--out", out, "--start", 5, "--end", 9)[0] == 0
+    options = ("--out", out, "--start", 5, "--end", 9, "--set", "tracker.output=detection")
+    assert track("--detections", det, "--video", clip, *options)[0] == 0
     rows = read_mot(out / "SEQ-01.txt")
     assert rows.frames.tolist() == [5, 6, 7, 8, 9]
     assert rows.tlwh[:, 0].tolist() == [square_left(scene(i)) for i in range(5, 10)]
@@ -243,8 +248,28 @@ def test_pictures_for_the_motion_of_the_camera(track, tmp_path: Path) -> None:
     options = ("--out", tmp_path / "out", "--set", "tracker.camera_motion=sparse", "--json", tmp_path / "s.json")
     assert track("--detections", det, "--video", images, "--no-video", *options)[0] == 0
     assert "motion" in json.loads((tmp_path / "s.json").read_text())["seconds"]
-    status, out, _ = track("--detections", det, *options)
-    assert status == 0 and "note: without --video the camera counts as standing still" in out
+    assert track("--detections", det, *options)[0] == 0
+    assert "motion" not in json.loads((tmp_path / "s.json").read_text())["seconds"]
+
+
+def test_notes_on_what_may_not_be_meant(track, tmp_path: Path) -> None:
+    file = tmp_path / "walk.txt"
+    file.write_text(square_rows(5) * 2)
+    status, out, _ = track("--detections", file, "--out", tmp_path / "out")
+    assert status == 0 and f"note: {file}: 5 of 10 rows repeat the box of another in the same frame" in out
+    clip = write_clip(tmp_path / "long.mp4", 20)
+    file.write_text(square_rows(5))
+    status, _, err = track("--detections", file, "--video", clip, "--out", tmp_path / "out", "--no-video")
+    assert status == 0 and err == "note: the detections end at frame 5 of 20\n"
+
+
+def test_frames_without_anybody_pass_quickly(track, tmp_path: Path) -> None:
+    file = tmp_path / "walk.txt"
+    file.write_text("1,-1,50,20,20,50,0.9\n100000,-1,50,20,20,50,0.9\n")
+    options = ("--out", tmp_path / "out", "--json", tmp_path / "s.json")
+    assert track("--detections", file, *options)[0] == 0
+    report = json.loads((tmp_path / "s.json").read_text())
+    assert (report["frames"], report["ids"]) == (100_000, 1)
 
 
 def test_detections_of_another_video(track, tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ def blinking(track, track_tool: ModuleType, monkeypatch: pytest.MonkeyPatch):
 
 def rows_with(track, file: Path, *options: object) -> MotRows:
     out = file.parent / "out"
-    assert track("--detections", file, "--out", out, "--fps", 10, *options)[0] == 0
+    raw = ("--set", "tracker.output=detection")
+    assert track("--detections", file, "--out", out, "--fps", 10, *raw, *options)[0] == 0
     assert [path.name for path in out.iterdir()] == [file.name]
     return read_mot(out / file.name)
 
@@ -151,7 +152,7 @@ def test_interrupted(blinking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert status == 130
     expected = {
         "follow": "interrupted after frame 19; the results are complete up to there, but not refined\n",
-        "refine": "interrupted while refining; the text is complete, and the video up to there\n",
+        "refine": "interrupted while refining; all results are complete, 0 of 1 are refined\n",
     }
     assert err == expected[stage]
     assert len(read_mot(out / "walk.txt")) == (14 if stage == "follow" else 25)

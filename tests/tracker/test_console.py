@@ -52,3 +52,24 @@ def test_only_the_first_signal_interrupts() -> None:
         assert caught.value.args == (signal.SIGTERM,)
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_waits_for_the_end_of_a_block() -> None:
+    done = []
+    with pytest.raises(KeyboardInterrupt) as caught, console.stop_signals():
+        with console.hold_signals():
+            signal.raise_signal(signal.SIGTERM)
+            done.append("frame")
+        done.append("never")
+    assert done == ["frame"]
+    assert caught.value.args == (signal.SIGTERM,)
+    with console.hold_signals():  # nothing is left over
+        pass
+
+
+def test_an_error_in_the_block_is_not_hidden_by_a_signal() -> None:
+    with pytest.raises(OSError, match="full"), console.stop_signals(), console.hold_signals():
+        signal.raise_signal(signal.SIGINT)
+        raise OSError(errno.ENOSPC, "full")
+    with console.hold_signals():
+        pass

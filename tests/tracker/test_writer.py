@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.tracker.clips import SIZE, decoded, scene, square_left
+from tracker.containers import cut_to_whole_parts
 from tracker.writer import VideoWriter
 
 
@@ -119,3 +120,36 @@ def test_error_at_the_end_is_raised_once(tmp_path: Path, small_disk: object) -> 
             writer.write(noise(number))
     writer.close()
     writer.close()
+
+
+def test_a_place_left_out_shows_the_picture_before_for_longer(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with VideoWriter(path, 25, SIZE) as writer:
+        for place in (0, 1, 5, 6):
+            writer.write(scene(place + 1), place)
+        writer.write(scene(8))
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+    assert [round(frame.time * 25) for frame in frames] == [0, 1, 5, 6, 7]
+
+
+def test_a_part_that_is_not_whole_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    writer = VideoWriter(path, 25, SIZE)
+    for number in range(200):
+        writer.write(noise(number))
+    while writer._count < 200:
+        pass
+    data = path.read_bytes()  # fragments that are on disk while the film goes on
+    writer.close()
+    whole = tmp_path / "whole.mp4"
+    whole.write_bytes(data)
+    cut_to_whole_parts(whole)
+    expected = len(decoded(whole))
+    assert expected > 50
+    start = data.rindex(b"moof") - 4
+    for end in (start + 4, start + 40, len(data) - 1, len(data)):
+        path.write_bytes(data[:end])
+        cut_to_whole_parts(path)
+        assert 0 < len(decoded(path)) <= expected
+        assert path.stat().st_size <= end
