@@ -59,7 +59,7 @@ def test_writes_text_video_and_summary(track, tmp_path: Path) -> None:
     assert (report["frames"], report["ids"], report["boxes"], report["error"]) == (30, 1, 30, None)
     assert set(report["seconds"]) == {"total", "decode", "detect", "motion", "associate", "write"}
     assert report["fps"] == pytest.approx(30 / report["seconds"]["total"], rel=0.01)
-    assert report["config"]["tracker"]["score_thresh"] == 0.5
+    assert report["config"]["tracker"]["score_thresh"] == 0.6
     assert report["config"]["detector"]["score_thresh"] == 0.1
 
 
