@@ -94,7 +94,7 @@ def iou(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.floating[Any]]:
         (N, M) in [0, 1], 0 where neither has an area; an inverted box has none.
     """
     if len(a) * len(b) <= _FEW_PAIRS:
-        return _iou(a.T[:, :, None], b.T)
+        return iou_of_edges(a.T[:, :, None], b.T)
     row, column, value = overlaps(a, b)
     result = np.zeros((len(a), len(b)), value.dtype)
     result[row, column] = value
@@ -114,19 +114,19 @@ def overlaps(
         Row of `a`, row of `b` and intersection over union, above 0, of P pairs: three arrays (P,).
     """
     if len(a) * len(b) <= _FEW_PAIRS:
-        dense = _iou(a.T[:, :, None], b.T)
+        dense = iou_of_edges(a.T[:, :, None], b.T)
         row, column = dense.nonzero()
         return row, column, dense[row, column]
-    row, column = _sweep(a, b)
+    row, column = sweep(a, b)
     low, high = np.maximum(a[row, 1], b[column, 1]), np.minimum(a[row, 3], b[column, 3])
     meet = (high > low).nonzero()[0]
     row, column = row[meet], column[meet]
-    value = _iou(a[row].T, b[column].T)
+    value = iou_of_edges(a[row].T, b[column].T)
     found = value.nonzero()[0]
     return row[found], column[found], value[found]
 
 
-def _sweep(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def sweep(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of `a` and of `b` of all pairs whose horizontal ranges meet, and some more, by going from left to right."""
     order = b[:, 0].argsort()
     left, reach = b[order, 0], np.maximum.accumulate(b[order, 2])
@@ -138,7 +138,7 @@ def _sweep(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray
     return row, order[column]
 
 
-def _iou(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.floating[Any]]:
+def iou_of_edges(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.floating[Any]]:
     """Intersection over union of boxes given as four arrays of edges (4, ...) that broadcast."""
     left_a, top_a, right_a, bottom_a = a
     left_b, top_b, right_b, bottom_b = b
