@@ -204,8 +204,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         result = measure(args)
-        print(format_tables(result))
+        tables = format_tables(result)
+        print(tables)
         args.json.write_text(json.dumps(result, indent=1) + "\n")
+        args.json.with_suffix(".md").write_text(tables + "\n")
     except (ValueError, OSError) as error:
         if args.debug:
             raise

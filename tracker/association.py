@@ -87,7 +87,7 @@ def associate(
         # The direction chooses among the pairs within the limit; it neither forbids one nor lets one in.
         within = (cost <= limit).nonzero()[0]
         stage, cost = stage[within], cost[within]
-        similarity = direction_similarity(tracks.path[row[stage]], _centres(detections.xyxy[column[stage]]))
+        similarity = direction_similarity(tracks.path[row[stage]], boxes.centre(detections.xyxy[column[stage]]))
         cost = cost - config.direction_weight * similarity * scores[column[stage]]
         limit += config.direction_weight / 2
     match(row[stage], column[stage], cost, limit)
@@ -180,7 +180,3 @@ def _look_distance(
         distance = pair_distance(known, embeddings, row, column, config)
     described: NDArray[np.bool_] = np.any(known, axis=1)
     return np.where(described[row], distance, np.inf)
-
-
-def _centres(xyxy: FloatArray) -> FloatArray:
-    return np.asarray((xyxy[:, :2] + xyxy[:, 2:]) / 2)

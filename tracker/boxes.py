@@ -61,6 +61,11 @@ def xyah_to_xyxy(xyah: NDArray[Any]) -> NDArray[Any]:
     return cxcywh_to_xyxy(cxcywh)
 
 
+def centre(xyxy: NDArray[Any]) -> NDArray[Any]:
+    """Centres (..., 2) of corner boxes (..., 4)."""
+    return np.asarray((xyxy[..., :2] + xyxy[..., 2:]) / 2)
+
+
 def expand(xyxy: NDArray[Any], share: float, least: float = 0.0) -> NDArray[Any]:
     """Boxes grown around their centres, so that small and fast ones still meet.
 

@@ -17,6 +17,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from tracker.boxes import xyxy_to_tlwh
 from tracker.types import LARGEST_COORDINATE, FrameResult, IntArray
 
 NO_CLASS = -1
@@ -46,8 +47,7 @@ class MotWriter:
 
     def write(self, result: FrameResult) -> None:
         """Append one frame: one row a person, none where the frame is empty."""
-        tlwh = result.xyxy.astype(np.float64)
-        tlwh[:, 2:] -= tlwh[:, :2]
+        tlwh = xyxy_to_tlwh(result.xyxy.astype(np.float64))
         classes = result.classes.tolist() if self._with_classes else [NO_CLASS] * len(result)
         rows = "".join(
             f"{result.frame},{track_id},{left:.2f},{top:.2f},{width:.2f},{height:.2f},{score:.4f},{class_id},-1,-1\n"

@@ -165,7 +165,7 @@ class Tracker:
             if not inside.all():  # zooms multiply
                 tracks.keep(inside)
             # Every estimate errs a little, and errors add up: what stands still would seem to have come a long way.
-            centre = (tracks.box[:, :2] + tracks.box[:, 2:]) / 2
+            centre = boxes.centre(tracks.box)
             tracks.birthplace += (centre - tracks.birthplace) * min(1.0, step / self._forget)
         least = _LEAST_GROWTH * tracks.mean[:, 2:4]
         tracks.mean, tracks.covariance = kalman.predict(tracks.mean, tracks.covariance, step, state)
@@ -192,7 +192,7 @@ class Tracker:
         tracks.best_score[rows] = np.maximum(tracks.best_score[rows], score)
         if config.direction_weight:
             path = np.roll(tracks.path[rows], -1, axis=1)
-            path[:, -1] = (xyxy[:, :2] + xyxy[:, 2:]) / 2
+            path[:, -1] = boxes.centre(xyxy)
             tracks.path[rows] = path
         tracks.seen[rows] = self._clock.now
         tracks.hits[rows] += 1
@@ -243,7 +243,7 @@ class Tracker:
 
     def _is_alive(self, tracks: Tracks) -> NDArray[np.bool_]:
         """(M,) tracks whose score is sure, or that have moved as only the living do."""
-        centre = (tracks.box[:, :2] + tracks.box[:, 2:]) / 2
+        centre = boxes.centre(tracks.box)
         way = np.hypot(*(centre - tracks.birthplace).T)
         moved: NDArray[np.bool_] = way >= self.config.min_motion * (tracks.box[:, 2] - tracks.box[:, 0])
         return moved | (tracks.best_score >= self.config.sure_thresh)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tracker import kalman
+from tracker import boxes, kalman
 from tracker.types import Detections, FloatArray, IntArray
 
 NO_ID = 0
@@ -100,7 +100,7 @@ class Tracks:
         """One tentative track for each detection, described by its embedding or by none; without votes."""
         count = len(detections)
         mean, covariance = kalman.initiate(measured, form)
-        centre = (detections.xyxy[:, :2] + detections.xyxy[:, 2:]) / 2
+        centre = boxes.centre(detections.xyxy)
         known = detections.embeddings
         assert detections.classes is not None  # the constructor of Detections fills them in
         return cls(
@@ -154,7 +154,7 @@ class Tracks:
         linear, shift = affine[:, :2].astype(np.float32), affine[:, 2].astype(np.float32)
         scale = np.float32(np.sqrt(abs(np.linalg.det(affine[:, :2]))))
         half = (self.box[:, 2:] - self.box[:, :2]) / 2 * scale
-        centre = (self.box[:, :2] + self.box[:, 2:]) / 2 @ linear.T + shift
+        centre = boxes.centre(self.box) @ linear.T + shift
         self.box = np.concatenate([centre - half, centre + half], axis=1)
         self.path = self.path @ linear.T + shift
         self.birthplace = np.asarray(self.birthplace @ linear.T + shift, np.float32)

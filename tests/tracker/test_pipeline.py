@@ -18,15 +18,7 @@ from tracker.tracker import Tracker, TrackerConfig
 from tracker.types import Detections, FrameResult
 from tracker.video import SourceError
 
-
-@pytest.fixture(autouse=True)
-def no_threads_left() -> Iterator[None]:
-    before = threading.active_count()
-    yield
-    deadline = time.monotonic() + 2
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() == before
+pytestmark = pytest.mark.usefixtures("no_threads_left")
 
 
 def test_three_lines(tmp_path: Path) -> None:
