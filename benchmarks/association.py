@@ -7,8 +7,8 @@
 MOT is a folder of MOTChallenge sequences. Those with `det/det.txt` are tracked on these public detections, by motion
 alone; the others on the detections and embeddings of the bundled model, which are computed once and kept under --cache.
 Every tracker has one setting for all sequences: peers their defaults, which take no embeddings; `trackers` is told the
-frame rate. Scores are those of MOT17 by `trackeval`. Time is that of the updates alone, on one
-thread, without the estimation of the camera's motion.
+frame rate. Scores are those of `tracker.evaluation`. Time is that of the updates alone, on one thread, without the
+estimation of the camera's motion.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ ABLATION: dict[str, tuple[str, ...]] = {
 """Name of a row -> what differs from the default. An override that changes nothing is an error."""
 
 COLUMNS = ("HOTA", "IDF1", "MOTA", "IDSW", "DetA", "AssA")
-FIGURES = {"HOTA", "DetA", "AssA", "MOTA", "IDF1", "IDSW", "FP", "FN", "IDP", "IDR", "Frag"}
+FIGURES = {"HOTA", "DetA", "AssA", "MOTA", "IDF1", "IDSW", "CLR_FP", "CLR_FN", "IDP", "IDR", "Frag"}
 
 
 def load(folder: Path, kept: Path) -> public_detections.Sequence:

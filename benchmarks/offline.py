@@ -6,7 +6,7 @@
 MOT is a folder of MOTChallenge sequences. Those with `det/det.txt` are tracked on these public detections, by motion
 alone; the others on the detections and embeddings of the bundled model, which are computed once and kept under --cache.
 Relinking is for tracks that the tracker lost, so it is also measured behind one that gives up early. A second table
-varies the limits. Scores are those of MOT17 by `trackeval`; the time is that of the refinement alone.
+varies the limits. Scores are those of `tracker.evaluation`; the time is that of the refinement alone.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ LIMITS = {
 }
 """Values of each limit, the others at their defaults; relinking alone, but for the gaps to fill."""
 
-FIGURES = ("HOTA", "DetA", "AssA", "LocA", "MOTA", "IDF1", "IDSW", "Frag", "FP", "FN")
+FIGURES = ("HOTA", "DetA", "AssA", "LocA", "MOTA", "IDF1", "IDSW", "Frag", "CLR_FP", "CLR_FN")
 COLUMNS = ("HOTA", "IDF1", "MOTA")
 MEAN = "mean"
 

@@ -15,14 +15,19 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.score_mot import score
 from tracker.boxes import tlwh_to_xyxy
-from tracker.mot import MotWriter, read_mot, read_seqinfo
+from tracker.challenge import Task
+from tracker.evaluation import score
+from tracker.metrics import summary
+from tracker.mot import MotSequence, MotWriter, read_mot, read_seqinfo
 from tracker.types import Detections, FrameResult
 
 MOT15_FRAME_RATE = 25.0
 """Frames per second of the two TUD sequences, which come without `seqinfo.ini`."""
-_PEDESTRIAN = 1
+
+FIGURES = ("HOTA", "DetA", "AssA", "LocA", "MOTA", "MOTP", "IDF1", "IDP", "IDR", "CLR_Re", "CLR_Pr")
+FIGURES += ("CLR_TP", "CLR_FP", "CLR_FN", "IDSW", "MT", "PT", "ML", "Frag")
+"""What `score_results` tells."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,8 @@ def load(folder: Path) -> Sequence:
         ValueError: a malformed file.
     """
     rows = read_mot(folder / "det" / "det.txt")
-    frame_rate, length = _rate_and_length(folder)
+    described = _describe(folder)
+    frame_rate, length = described.frame_rate, described.length
     order = np.argsort(rows.frames, kind="stable")
     xyxy = tlwh_to_xyxy(rows.tlwh)[order].astype(np.float32)
     scores = rows.scores[order].astype(np.float32)
@@ -72,7 +78,8 @@ def detect(folder: Path, cache: Path) -> Sequence:
     Raises:
         ValueError: a kept file of another number of frames.
     """
-    frame_rate, length = _rate_and_length(folder)
+    described = _describe(folder)
+    frame_rate, length = described.frame_rate, described.length
     name = folder.resolve().name
     file = cache / f"{name}.npz"
     if not file.is_file() or file.stat().st_mtime < _bundled_model().stat().st_mtime:
@@ -87,13 +94,13 @@ def detect(folder: Path, cache: Path) -> Sequence:
 
 
 def score_results(folder: Path, results: Iterable[FrameResult]) -> dict[str, float]:
-    """Score a tracker's results against a sequence's ground truth, as MOT17 does.
+    """Score a tracker's results against a sequence's ground truth, by the rules of its benchmark.
 
     Where the ground truth has no classes (MOT15's and older: the eighth column is a coordinate in the world, or -1),
     everybody in it counts as a pedestrian.
 
     Returns:
-        The figures of `benchmarks.score_mot.score`.
+        `FIGURES`.
     """
     name = folder.resolve().name
     with tempfile.TemporaryDirectory() as scratch:
@@ -101,31 +108,16 @@ def score_results(folder: Path, results: Iterable[FrameResult]) -> dict[str, flo
         with MotWriter(text) as writer:
             for result in results:
                 writer.write(result)
-        described = folder if (folder / "seqinfo.ini").is_file() else _as_mot17(folder, Path(scratch) / name)
-        return score(described, text)[name]
+        figures = summary(score(Task(name, folder / "gt" / "gt.txt", text, _describe(folder))))
+    return {figure: figures[figure] for figure in FIGURES}
 
 
-def _rate_and_length(folder: Path) -> tuple[float, int]:
+def _describe(folder: Path) -> MotSequence:
+    """A sequence by its `seqinfo.ini`; those of MOT15 have none, and end with their ground truth."""
     if (folder / "seqinfo.ini").is_file():
-        info = read_seqinfo(folder / "seqinfo.ini")
-        return info.frame_rate, info.length
-    return MOT15_FRAME_RATE, int(read_mot(folder / "gt" / "gt.txt").frames.max())
-
-
-def _as_mot17(folder: Path, target: Path) -> Path:
-    """A copy of a sequence's ground truth in MOT17's nine columns, with a `seqinfo.ini`."""
-    truth = read_mot(folder / "gt" / "gt.txt")
-    (target / "gt").mkdir(parents=True)
-    count = len(truth)
-    table = np.column_stack(
-        [truth.frames, truth.track_ids, truth.tlwh, truth.scores, np.full(count, _PEDESTRIAN), np.ones(count)]
-    )
-    np.savetxt(target / "gt" / "gt.txt", table, fmt="%.12g", delimiter=",")
-    frame_rate, length = _rate_and_length(folder)
-    (target / "seqinfo.ini").write_text(
-        f"[Sequence]\nname={target.name}\nframeRate={frame_rate:g}\nseqLength={length}\n", encoding="utf-8"
-    )
-    return target
+        return read_seqinfo(folder / "seqinfo.ini")
+    length = int(read_mot(folder / "gt" / "gt.txt").frames.max())
+    return MotSequence(folder.resolve().name, MOT15_FRAME_RATE, length, folder / "img1", folder)
 
 
 def _bundled_model() -> Path:

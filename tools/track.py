@@ -82,7 +82,10 @@ SECTIONS = {"tracker": TrackerConfig, "live": LiveConfig, "offline": OfflineConf
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="track.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="track.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     group = parser.add_argument_group("input")
     add = group.add_argument

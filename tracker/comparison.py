@@ -1,17 +1,19 @@
 """One sequence of ground truth and result: which boxes overlap, and which belong together frame by frame.
 
 Where several matchings are equally good, the one is taken that the benchmarks' official evaluation takes, since figures
-that look at more than one frame depend on it.
+that look at more than one frame depend on it: it is that of SciPy's solver, for the whole frame.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
-import lap
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 
+from tracker.mot import MotRows
 from tracker.types import IntArray
 
 ROUNDING = float(np.finfo(np.float64).eps)
@@ -19,7 +21,7 @@ ROUNDING = float(np.finfo(np.float64).eps)
 
 # A person followed in the frame before is worth more than any sum of overlaps.
 _CONTINUES = 1000
-# Two optima closer than this count as equally good.
+# Scores closer than this count as equal.
 _TIE = 1e-9
 
 
@@ -36,6 +38,8 @@ class Comparison:
         pair_truth: (P,) rising; box of the ground truth, in 0 ... N - 1, of each pair that overlaps.
         pair_result: (P,) box of the result, in 0 ... M - 1, of each pair.
         similarity: (P,) intersection over union, above 0.
+        truth_rows: (N,) where each box of the ground truth stands among the rows that were compared.
+        result_rows: (M,) the same of the result.
     """
 
     frames: int
@@ -46,6 +50,8 @@ class Comparison:
     pair_truth: IntArray
     pair_result: IntArray
     similarity: NDArray[np.float64]
+    truth_rows: IntArray
+    result_rows: IntArray
 
     def keep(self, truth: NDArray[np.bool_], result: NDArray[np.bool_]) -> Comparison:
         """What is left of it with some of the boxes: masks (N,) of the ground truth and (M,) of the result."""
@@ -59,6 +65,8 @@ class Comparison:
             pair_truth=(truth.cumsum() - 1)[self.pair_truth[pairs]],
             pair_result=(result.cumsum() - 1)[self.pair_result[pairs]],
             similarity=self.similarity[pairs],
+            truth_rows=self.truth_rows[truth],
+            result_rows=self.result_rows[result],
         )
 
     def begins(self) -> tuple[list[int], list[int], list[int]]:
@@ -68,19 +76,42 @@ class Comparison:
         truth, result, pair = (frames.searchsorted(numbers).tolist() for frames in of_frames)
         return truth, result, pair
 
-    def identity_pairs(self) -> IntArray:
-        """For each pair (P,) one number for its two identities: id of the truth times R, plus id of the result below R.
+    @functools.cached_property
+    def identity_pairs(self) -> tuple[IntArray, IntArray]:
+        """The U different pairs of identities that overlap in some frame, and which of them each pair of boxes is.
 
-        R is the greatest id of the result plus 1.
+        A pair of identities (U,) is one number: id of the truth times R, plus id of the result; R is the greatest id of
+        the result plus 1. The second array (P,) has places in the first.
         """
         ids = self.result_ids.max(initial=0) + 1
-        return np.asarray(self.truth_ids[self.pair_truth] * ids + self.result_ids[self.pair_result])
+        numbers = self.truth_ids[self.pair_truth] * ids + self.result_ids[self.pair_result]
+        different, of_pair = np.unique(numbers, return_inverse=True)
+        return different, of_pair
 
     def compared_frames(self) -> NDArray[np.bool_]:
         """Whether both sides have a box in a frame (frames + 1,), at the place of its number."""
         length = self.frames + 1
         truth = np.bincount(self.truth_frames, minlength=length) > 0
         return np.asarray(truth & (np.bincount(self.result_frames, minlength=length) > 0))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One sequence after reading, checking and pre-processing.
+
+    Attributes:
+        name: of the sequence.
+        truth: ground truth of the frames that are scored, numbered as in the file.
+        results: the result in these frames.
+        first_frame: number in the file of what is frame 1 in `comparison`.
+        comparison: what is scored; its `truth_rows` and `result_rows` point into `truth` and `results`.
+    """
+
+    name: str
+    truth: MotRows
+    results: MotRows
+    first_frame: int
+    comparison: Comparison
 
 
 def matches(c: Comparison, score: NDArray[np.float64], go_on: bool = False) -> IntArray:
@@ -99,12 +130,12 @@ def matches(c: Comparison, score: NDArray[np.float64], go_on: bool = False) -> I
     chosen = _alone(truth, result) if go_on else _certain(truth, result, score)
     contested = (~_touched(truth, result, chosen)).nonzero()[0]
     frames = c.truth_frames[truth]
-    begin, contested_begin = (of.searchsorted(np.arange(c.frames + 2)) for of in (frames, frames[contested]))
+    begin = frames.searchsorted(np.arange(c.frames + 2))
     truth_begin, result_begin, _ = c.begins()
     latest = np.maximum.accumulate(np.where(c.compared_frames(), np.arange(c.frames + 1), 0))
     # Pairs of identities that were matched in the frame before, marked while its successor is looked at.
-    who = c.identity_pairs()[pairs]
-    marked = np.zeros(who.max(initial=0) + 1, bool)
+    who = c.identity_pairs[1][pairs]
+    marked = np.zeros(len(c.identity_pairs[0]), bool)
 
     for frame in np.unique(frames[contested]).tolist():
         now = slice(begin[frame], begin[frame + 1])
@@ -114,15 +145,13 @@ def matches(c: Comparison, score: NDArray[np.float64], go_on: bool = False) -> I
             marked[known] = True
             score[now] += _CONTINUES * marked[who[now]]
             marked[known] = False
-        rivals = contested[contested_begin[frame] : contested_begin[frame + 1]]
-        best = _only_optimum(truth[rivals], result[rivals], score[rivals])
-        if best is not None:
-            chosen[rivals] = best
-            continue
         row, column = truth[now] - truth_begin[frame], result[now] - result_begin[frame]
         table = np.zeros((truth_begin[frame + 1] - truth_begin[frame], result_begin[frame + 1] - result_begin[frame]))
         table[row, column] = score[now]
-        chosen[now] = _by_shortest_paths(table)[row] == column
+        column_of = np.full(len(table), -1)
+        best_row, best_column = linear_sum_assignment(table, maximize=True)
+        column_of[best_row] = best_column
+        chosen[now] = column_of[row] == column
     return pairs[chosen]
 
 
@@ -165,66 +194,3 @@ def _greatest(group: IntArray, value: NDArray[np.float64]) -> NDArray[np.float64
     greatest = np.zeros(group.max() + 1)
     np.maximum.at(greatest, group, value)
     return greatest
-
-
-def _only_optimum(row: IntArray, column: IntArray, score: NDArray[np.float64]) -> NDArray[np.bool_] | None:
-    """Which of the pairs (P > 0,) make the greatest sum of scores, one to one; None where several choices make it."""
-    rows, row = np.unique(row, return_inverse=True)
-    columns, column = np.unique(column, return_inverse=True)
-    cost = np.zeros((len(rows), len(columns)))
-    cost[row, column] = -score
-    best = lap.lapjv(cost, extend_cost=True, return_cost=False)[0][row] == column
-    # With all chosen pairs a little worse, any other optimum would be better now.
-    cost[row[best], column[best]] += _TIE
-    again = lap.lapjv(cost, extend_cost=True, return_cost=False)[0][row] == column
-    return np.asarray(best) if (best == again).all() else None
-
-
-def _by_shortest_paths(score: NDArray[np.float64]) -> IntArray:
-    """Column of each row of scores (N, M), one to one and of the greatest sum; -1: none.
-
-    Among equally good assignments it is the one that SciPy's solver finds, which the official evaluation uses. Rows are
-    added one after the other, each along a shortest augmenting path. Which of several paths is taken depends on the
-    order in which columns are looked at, and on rounding; both are kept. Source: Crouse, "On implementing 2D
-    rectangular assignment algorithms", IEEE Transactions on Aerospace and Electronic Systems 2016.
-    """
-    if score.shape[0] > score.shape[1]:
-        row_of_column = np.full(score.shape[0], -1)
-        column_of_row = _by_shortest_paths(score.T)
-        row_of_column[column_of_row] = np.arange(len(column_of_row))
-        return row_of_column
-    cost = -score
-    rows, columns = cost.shape
-    row_price, column_price = np.zeros(rows), np.zeros(columns)
-    column_of, row_of = np.full(rows, -1), np.full(columns, -1)
-    for start in range(rows):
-        distance, via = np.full(columns, np.inf), np.full(columns, -1)
-        left = np.arange(columns)[::-1].copy()
-        row, reached = start, np.float64(0)
-        seen_rows: list[int] = []
-        while True:
-            step = reached + cost[row, left] - row_price[row] - column_price[left]
-            nearer = left[step < distance[left]]
-            distance[nearer] = step[step < distance[left]]
-            via[nearer] = row
-            reached = distance[left].min()
-            nearest = (distance[left] == reached).nonzero()[0]
-            free = nearest[row_of[left[nearest]] < 0]
-            place = free[-1] if len(free) else nearest[0]
-            column = left[place]
-            left[place] = left[-1]
-            left = left[:-1]
-            row = row_of[column]
-            if row < 0:
-                break
-            seen_rows.append(row)
-        seen_columns = np.setdiff1d(np.arange(columns), left)
-        row_price[start] += reached
-        row_price[seen_rows] += reached - distance[column_of[seen_rows]]
-        column_price[seen_columns] -= reached - distance[seen_columns]
-        row = -1
-        while row != start:
-            row = via[column]
-            row_of[column] = row
-            column_of[row], column = column, column_of[row]
-    return column_of

@@ -17,9 +17,6 @@ from tracker.mot import NO_CLASS, MotRows, MotSequence, read_mot, read_seqinfo
 from tracker.types import Detections, FloatArray, IntArray
 from tracker.video import Frame
 
-# A day at 100 frames a second; behind it the first column is no frame number but a time.
-_MOST_FRAMES = 10_000_000
-
 
 @dataclass(frozen=True)
 class DetectionFile:
@@ -113,8 +110,6 @@ def read_detection_file(
     if len(rows) == 0:
         raise ValueError(f"{path}: no detections in this file")
     sequence, name = _sequence_of(path)
-    if rows.frames.max() > _MOST_FRAMES:
-        raise ValueError(f"{path}: frame: expected numbers up to {_MOST_FRAMES:,}, got {rows.frames.max()}")
     notes: list[str] = []
     copies = len(rows) - len(np.unique(np.column_stack([rows.frames, rows.tlwh, rows.classes]), axis=0))
     if copies:

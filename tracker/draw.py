@@ -104,17 +104,22 @@ class TrackDrawer:
             frame[y : y + height, x : x + width] = label
 
 
-@lru_cache(maxsize=1024)
 def label_picture(track_id: int, scale: float, class_id: int | None = None) -> Frame:
-    """An id, and a class where given, on a patch of the id's colour, (H, W, 3) uint8 BGR.
+    """An id, and a class where given, on a patch of the id's colour, (H, W, 3) uint8 BGR."""
+    text = str(track_id) if class_id is None else f"{track_id} c{class_id}"
+    return text_picture(text, track_colour(track_id), scale)
+
+
+@lru_cache(maxsize=1024)
+def text_picture(text: str, colour: Colour, scale: float) -> Frame:
+    """A text on a patch of a colour, (H, W, 3) uint8 BGR.
 
     It is written in black or white, whichever stands out; the weights are those of luminance in ITU-R BT.601.
     """
-    text = str(track_id) if class_id is None else f"{track_id} c{class_id}"
     thickness = max(1, round(scale * 2))
     (width, height), baseline = cv2.getTextSize(text, _FONT, scale, thickness)
     margin = 2 + thickness
-    blue, green, red = colour = track_colour(track_id)
+    blue, green, red = colour
     ink = (0, 0, 0) if 0.114 * blue + 0.587 * green + 0.299 * red > 110 else (255, 255, 255)
     patch: Frame = np.full((height + baseline // 2 + 2 * margin, width + 2 * margin, 3), colour, np.uint8)
     cv2.putText(patch, text, (margin, height + margin), _FONT, scale, ink, thickness, cv2.LINE_AA)

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 
 from tracker.comparison import ROUNDING, Comparison, matches
-from tracker.matching import assign_pairs
 from tracker.types import IntArray
 
 Figures = dict[str, Any]
@@ -100,29 +100,54 @@ def clear(comparison: Comparison) -> Figures:
     if len(c.truth_ids) == 0 or len(c.result_ids) == 0:
         return figures | dict.fromkeys(_clear_ratios(figures), 0.0) | {"MLR": 1.0}
 
-    enough = c.similarity >= MATCH_THRESH - ROUNDING
-    matched = matches(c, np.where(enough, c.similarity, 0), go_on=True)
-    # The matches of each person, one behind the other.
-    matched = matched[c.truth_ids[c.pair_truth[matched]].argsort(kind="stable")]
+    found = clear_matches(c)
+    matched = found.pairs
     person = c.truth_ids[c.pair_truth[matched]]
-    track = c.result_ids[c.pair_result[matched]]
-    step = c.compared_frames().cumsum()[c.truth_frames[c.pair_truth[matched]]]
-    same_person = person[1:] == person[:-1]
     ratio = np.bincount(person, minlength=len(boxes))[boxes > 0] / boxes[boxes > 0]
     most, some = int((ratio > 0.8).sum()), int((ratio >= 0.2).sum())
     figures |= {
         "CLR_TP": len(matched),
         "CLR_FN": len(c.truth_ids) - len(matched),
         "CLR_FP": len(c.result_ids) - len(matched),
-        "IDSW": int((same_person & (track[1:] != track[:-1])).sum()),
+        "IDSW": int(found.switched.sum()),
         "MT": most,
         "PT": some - most,
         "ML": people - some,
-        "Frag": int((same_person & (np.diff(step) > 1)).sum()),
+        "Frag": int(found.resumed.sum()),
         "CLR_Frames": c.frames,
         "MOTP_sum": float(c.similarity[matched].sum()),
     }
     return figures | _clear_ratios(figures)
+
+
+@dataclass(frozen=True)
+class ClearMatches:
+    """The K pairs of boxes that `clear` counts as found: those of each person one behind the other, by rising frame.
+
+    Attributes:
+        pairs: (K,) places among the pairs of boxes.
+        switched: (K,) whether another track found this person the last time.
+        resumed: (K,) whether the person was missed, or not there, since then.
+    """
+
+    pairs: IntArray
+    switched: NDArray[np.bool_]
+    resumed: NDArray[np.bool_]
+
+
+def clear_matches(comparison: Comparison) -> ClearMatches:
+    """Who finds whom, see `clear`."""
+    c = comparison
+    pairs = matches(c, np.where(c.similarity >= MATCH_THRESH - ROUNDING, c.similarity, 0), go_on=True)
+    pairs = pairs[c.truth_ids[c.pair_truth[pairs]].argsort(kind="stable")]
+    person, track = c.truth_ids[c.pair_truth[pairs]], c.result_ids[c.pair_result[pairs]]
+    step = c.compared_frames().cumsum()[c.truth_frames[c.pair_truth[pairs]]]
+    again = np.diff(person, prepend=-1) == 0
+    return ClearMatches(
+        pairs=pairs,
+        switched=again & (np.diff(track, prepend=-1) != 0),
+        resumed=again & (np.diff(step, prepend=0) > 1),
+    )
 
 
 def identity(comparison: Comparison) -> Figures:
@@ -133,11 +158,12 @@ def identity(comparison: Comparison) -> Figures:
     """
     who = _identity_pairs(comparison)
     covered = who.sum(comparison.similarity >= MATCH_THRESH).astype(np.int64)
+    # Of the table of all identities only those rows and columns are left that are covered at all.
     pairs = covered.nonzero()[0]
-    truth, result = who.truth[pairs], who.result[pairs]
-    best_truth, best_result = assign_pairs(truth, result, -covered[pairs], 0)
-    size = result.max(initial=0) + 1
-    common = int(covered[pairs][np.isin(truth * size + result, best_truth * size + best_result)].sum())
+    (truths, row), (results, column) = (np.unique(ids[pairs], return_inverse=True) for ids in (who.truth, who.result))
+    table = np.zeros((len(truths), len(results)))
+    table[row, column] = covered[pairs]
+    common = int(table[linear_sum_assignment(table, maximize=True)].sum())
     figures: Figures = {
         "IDTP": common,
         "IDFN": len(comparison.truth_ids) - common,
@@ -158,6 +184,20 @@ def combine(sequences: Sequence[Figures]) -> Figures:
         figures[name] = sum(one[name] * one["HOTA_TP"] for one in sequences) / np.maximum(1, found)
     figures["LocA"] = _mean_overlap(sum(one["LocA"] * one["HOTA_TP"] for one in sequences), found)
     return figures | _hota_ratios(figures) | _clear_ratios(figures) | _identity_ratios(figures)
+
+
+def class_average(classes: Sequence[Figures]) -> Figures:
+    """The mean over classes of each figure, so that a rare one counts as much as a frequent one; counts are added.
+
+    A class that neither side has is left out. `combine` gives the other reading, in which each box counts as much.
+
+    Args:
+        classes: at least one; what `sequence_figures` or `combine` returned for each class.
+    """
+    counts = set(_SUMS) - {"MOTP_sum"}
+    present = [one for one in classes if one["CLR_TP"] + one["CLR_FN"] + one["CLR_FP"] > 0] or classes
+    totals = {name: sum(one[name] for one in present) for name in present[0]}
+    return {name: total if name in counts else total / len(present) for name, total in totals.items()}
 
 
 def summary(figures: Figures) -> dict[str, float]:
@@ -236,13 +276,10 @@ class _IdentityPairs:
 
 
 def _identity_pairs(c: Comparison) -> _IdentityPairs:
-    number = c.identity_pairs()
-    present = np.zeros(number.max(initial=0) + 1, bool)
-    present[number] = True
-    different = present.nonzero()[0]
+    different, of_pair = c.identity_pairs
     truth, result = np.divmod(different, c.result_ids.max(initial=0) + 1)
     truth_count, result_count = np.bincount(c.truth_ids)[truth], np.bincount(c.result_ids)[result]
-    return _IdentityPairs(truth, result, truth_count, result_count, different.searchsorted(number))
+    return _IdentityPairs(truth, result, truth_count, result_count, of_pair)
 
 
 def _share_of_overlap(c: Comparison) -> NDArray[np.float64]:

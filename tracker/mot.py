@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import configparser
 import contextlib
+import functools
+import io
+import itertools
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +26,9 @@ from tracker.types import LARGEST_COORDINATE, FrameResult, IntArray
 
 NO_CLASS = -1
 """Stands in the class column where no class is given."""
+
+MOST_FRAMES = 10_000_000
+"""A day at 100 frames per second: a number above it is none of a frame."""
 
 
 class MotWriter:
@@ -105,23 +112,29 @@ class MotRows:
 
 
 _COLUMNS = ("frame", "id", "left", "top", "width", "height", "score", "class", "visibility", "tenth")
+# What stands for the seventh column and those behind it where they are missing.
+_MISSING = [1.0, float(NO_CLASS), -1.0, -1.0]
 
 
-def read_mot(path: str | Path) -> MotRows:
+def read_mot(path: str | Path, world: bool = True) -> MotRows:
     """Read a MOTChallenge file: results, ground truth or detections, 6 to 10 columns; empty lines are skipped.
+
+    Args:
+        path: the file.
+        world: a row of ten columns whose tenth is not -1 ends with a place in the world, as in MOT15, and has no class;
+            False: the eighth column is the class in any case.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: with `path:line`, a value that is not a finite number, a wrong number of fields, a frame, id or
-            class that is not a whole number, a frame below 1, a negative width or height.
+            class that is not a whole number, a frame below 1 or above `MOST_FRAMES`, a negative width or height.
     """
     path = Path(path)
-    values: list[list[float]] = []
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                values.append(_parse_row(line, f"{path}:{number}"))
-    table = np.array(values, dtype=np.float64).reshape(-1, len(_COLUMNS))
+    table = _plain_table(path.read_bytes(), world)
+    if table is None:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            values = [_parse_row(line, f"{path}:{number}", world) for number, line in _filled(file)]
+        table = np.array(values, dtype=np.float64).reshape(-1, len(_COLUMNS))
     return MotRows(
         frames=table[:, 0].astype(np.int64),
         track_ids=table[:, 1].astype(np.int64),
@@ -132,14 +145,50 @@ def read_mot(path: str | Path) -> MotRows:
     )
 
 
-def _parse_row(line: str, where: str) -> list[float]:
+def line_of(path: str | Path, row: int) -> int:
+    """Line, from 1, of a row, from 0, of what `read_mot` returned for a file: they differ by the empty lines."""
+    with Path(path).open(encoding="utf-8-sig", errors="replace") as file:
+        return next(itertools.islice(_filled(file), row, None))[0]
+
+
+def _filled(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """The lines that are not empty, with their numbers from 1."""
+    return ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+
+
+@functools.lru_cache(maxsize=2)  # MOT17 has each ground truth three times
+def _plain_table(text: bytes, world: bool) -> NDArray[np.float64] | None:
+    """The ten columns (R, 10) of a file with nothing unusual, read all at once; None for any other, and for faults."""
+    if not text.strip():
+        return None
+    try:
+        table = np.loadtxt(io.StringIO(text.decode()), delimiter=",", comments=None, ndmin=2)
+    except ValueError:
+        return None
+    count, width = table.shape
+    if not (count and 6 <= width <= len(_COLUMNS)):
+        return None
+    table = np.column_stack([table, np.tile(_MISSING[width - 6 :], (count, 1))])
+    if world:
+        table[table[:, 9] != -1, 7:] = _MISSING[1:]
+    whole = table[:, [0, 1, 7]]
+    usual = (
+        bool((np.abs(table) <= LARGEST_COORDINATE).all())  # and finite
+        and bool((whole == np.trunc(whole)).all())
+        and bool(((table[:, 0] >= 1) & (table[:, 0] <= MOST_FRAMES)).all())
+        and bool((table[:, 4:6] >= 0).all())
+    )
+    return table if usual else None
+
+
+def _parse_row(line: str, where: str, world: bool) -> list[float]:
     fields = line.split(",") if "," in line else line.split()
     if not 6 <= len(fields) <= len(_COLUMNS):
         raise ValueError(f"{where}: expected 6 to 10 fields (frame,id,left,top,width,height,...), got {len(fields)}")
     row = []
     for name, field in zip(_COLUMNS, fields, strict=False):
         try:
-            value = float(field)
+            value = float(field.replace("_", "?"))  # Python's own numbers may have underscores
         except ValueError:
             raise ValueError(f"{where}: {name}: expected a number, got {field.strip()!r}") from None
         if not math.isfinite(value):
@@ -147,14 +196,15 @@ def _parse_row(line: str, where: str) -> list[float]:
         if abs(value) > LARGEST_COORDINATE:
             raise ValueError(f"{where}: {name}: expected a number up to {LARGEST_COORDINATE:g}, got {field.strip()}")
         row.append(value)
-    row += [1.0, NO_CLASS, -1.0, -1.0][len(row) - 6 :]
-    if row[9] != -1:  # x, y and z in the world, no class
-        row[7:] = [NO_CLASS, -1.0, -1.0]
+    row += _MISSING[len(row) - 6 :]
+    if world and row[9] != -1:
+        row[7:] = _MISSING[1:]
     for column in (0, 1, 7):
         if row[column] != int(row[column]):
             raise ValueError(f"{where}: {_COLUMNS[column]}: expected a whole number, got {row[column]}")
-    if row[0] < 1:
-        raise ValueError(f"{where}: frame: expected a number from 1, got {int(row[0])}")
+    if not 1 <= row[0] <= MOST_FRAMES:
+        expected = "a number from 1" if row[0] < 1 else f"a number up to {MOST_FRAMES:,}"
+        raise ValueError(f"{where}: frame: expected {expected}, got {int(row[0])}")
     for name, value in (("width", row[4]), ("height", row[5])):
         if value < 0:
             raise ValueError(f"{where}: {name}: expected a size of at least 0, got {value:g}")
@@ -170,12 +220,14 @@ class MotSequence:
         frame_rate: frames per second.
         length: number of frames.
         image_dir: the folder of images; it need not exist.
+        folder: of the sequence.
     """
 
     name: str
     frame_rate: float
     length: int
     image_dir: Path
+    folder: Path
 
 
 def read_seqinfo(path: str | Path) -> MotSequence:
@@ -204,9 +256,13 @@ def read_seqinfo(path: str | Path) -> MotSequence:
             raise ValueError(f"{path}: {key}: expected a number above 0, got {text!r}")
         return value
 
+    length = positive("seqLength")
+    if length != int(length) or length > MOST_FRAMES:
+        raise ValueError(f"{path}: seqLength: expected a whole number up to {MOST_FRAMES:,}, got {length:g}")
     return MotSequence(
         name=section.get("name", path.resolve().parent.name),
         frame_rate=positive("frameRate"),
-        length=int(positive("seqLength")),
+        length=int(length),
         image_dir=path.parent / section.get("imDir", "img1"),
+        folder=path.parent,
     )

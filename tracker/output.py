@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tracker.draw import TrackDrawer
+from tracker.files import replacing
 from tracker.mot import MotWriter
 from tracker.types import FrameResult
 from tracker.video import Frame
@@ -124,14 +125,9 @@ def write_whole(text: Path, results: Iterable[FrameResult], with_classes: bool =
     Raises:
         OSError: the file cannot be written; an older one is still there.
     """
-    part = text.with_name(f"{text.name}.part")
-    try:
-        with Output(part, with_classes=with_classes) as output:
-            for result in results:
-                output.add(None, result)
-        part.replace(text)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(text) as part, Output(part, with_classes=with_classes) as output:
+        for result in results:
+            output.add(None, result)
     output.text = text
     return output
 

@@ -35,14 +35,14 @@ def test_ground_truth_without_classes_is_of_pedestrians(tmp_path):
     folder = write_sequence(tmp_path / "walk", described=False)
     perfect = Trajectories.from_mot(read_mot(folder / "gt" / "gt.txt"))
     row = score_results(folder, perfect.results())
-    assert (row["HOTA"], row["MOTA"], row["IDF1"], row["TP"]) == (1, 1, 1, 4)
+    assert (row["HOTA"], row["MOTA"], row["IDF1"], row["CLR_TP"]) == (1, 1, 1, 4)
     missed = score_results(folder, perfect[perfect.frames < 3].results())
-    assert (missed["MOTA"], missed["FN"]) == (0.5, 2)
+    assert (missed["MOTA"], missed["CLR_FN"]) == (0.5, 2)
 
 
 def test_nothing_found_scores_nothing(tmp_path):
     row = score_results(write_sequence(tmp_path / "walk", described=False), [])
-    assert (row["HOTA"], row["FN"]) == (0, 4)
+    assert (row["HOTA"], row["CLR_FN"]) == (0, 4)
 
 
 def test_kept_detections_are_read(tmp_path):

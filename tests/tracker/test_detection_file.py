@@ -128,7 +128,7 @@ def test_files_that_are_no_detections(tmp_path: Path) -> None:
     for text, message in [
         ("", r"a\.txt: no detections in this file"),
         ("1,-1,0,0,5,9,1\n1,-1,0,0,x,9,1\n", r"a\.txt:2: width: expected a number, got 'x'"),
-        ("1.7e9,-1,0,0,5,9,1\n", r"a\.txt: frame: expected numbers up to 10,000,000, got 1700000000"),
+        ("1.7e9,-1,0,0,5,9,1\n", r"a\.txt:1: frame: expected a number up to 10,000,000, got 1700000000"),
     ]:
         with pytest.raises(ValueError, match=message):
             read_detection_file(write(tmp_path / "a.txt", text))

@@ -1,20 +1,21 @@
 """The figures of one sequence: hand-made cases, and TrackEval's values on random ones full of ties."""
 
-import contextlib
-import io
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-import trackeval
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from tracker.comparison import _by_shortest_paths, _only_optimum
+from benchmarks.evaluation import by_trackeval
+from tracker.comparison import Comparison, matches
 from tracker.evaluation import evaluate
-from tracker.metrics import HOTA_THRESHOLDS, combine, summary
+from tracker.metrics import HOTA_THRESHOLDS, combine, sequence_figures, summary
+from tracker.mot import MotRows
+from tracker.preprocessing import prepare
 
 BENCHMARKS = ("MOT15", "MOT16", "MOT17", "MOT20")
 COUNTS = ("CLR_TP", "CLR_FN", "CLR_FP", "IDSW", "MT", "PT", "ML", "Frag", "CLR_Frames", "IDTP", "IDFN", "IDFP")
@@ -25,12 +26,12 @@ FRAMES = 6
 # --- the official evaluation, from the same files
 
 
-def write(root, truths, results):
+def write(root, truths, results, frames=FRAMES):
     """Sequences as files: `truths` and `results` are rows by name."""
     (root / "results").mkdir()
     for name, rows in truths.items():
         (root / "gt" / name / "gt").mkdir(parents=True)
-        info = f"[Sequence]\nname={name}\nimDir=img1\nframeRate=25\nseqLength={FRAMES}\n"
+        info = f"[Sequence]\nname={name}\nimDir=img1\nframeRate=25\nseqLength={frames}\n"
         (root / "gt" / name / "seqinfo.ini").write_text(info)
         (root / "gt" / name / "gt" / "gt.txt").write_text(lines(rows))
     for name, rows in results.items():
@@ -42,29 +43,7 @@ def lines(rows):
 
 
 def official(root, names, benchmark):
-    with contextlib.redirect_stdout(io.StringIO()):
-        config = {
-            "BENCHMARK": benchmark,
-            "GT_FOLDER": str(root / "gt"),
-            "TRACKERS_FOLDER": str(root),
-            "TRACKERS_TO_EVAL": ["results"],
-            "TRACKER_SUB_FOLDER": "",
-            "SKIP_SPLIT_FOL": True,
-            "SEQ_INFO": dict.fromkeys(names, FRAMES),
-            "PRINT_CONFIG": False,
-        }
-        dataset = trackeval.datasets.MotChallenge2DBox(config)
-        silent = {"PRINT_CONFIG": False}
-        metrics = [trackeval.metrics.HOTA(), trackeval.metrics.CLEAR(silent), trackeval.metrics.Identity(silent)]
-        figures = {name: {} for name in [*names, "COMBINED"]}
-        raw = [dataset.get_raw_seq_data("results", name) for name in names]
-        data = [dataset.get_preprocessed_seq_data(one, "pedestrian") for one in raw]
-        for metric in metrics:
-            parts = {name: metric.eval_sequence(one) for name, one in zip(names, data, strict=True)}
-            parts["COMBINED"] = metric.combine_sequences(dict(parts))
-            for name, part in parts.items():
-                figures[name] |= part
-    return figures
+    return by_trackeval(root / "gt", root / "results", names, benchmark)
 
 
 def assert_equal_figures(ours, theirs):
@@ -154,19 +133,52 @@ def test_crowds_that_swap_ids_equal_the_official_evaluation(seed, people, grid, 
     score([truth[row] for row in order], results, benchmark)
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 12), st.sampled_from([1, 2, 4, 1000]))
-@example(0, 5, 5, 0)
-def test_equally_good_assignments_are_chosen_as_scipy_does(seed, n, m, levels):
-    scores = np.random.default_rng(seed).integers(0, levels + 1, (n, m)) / max(levels, 1) * 0.3
+@settings(max_examples=300, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(1, 25),
+    m=st.integers(1, 25),
+    levels=st.sampled_from([1, 2, 4, 1000]),
+    share=st.sampled_from([0.1, 0.4, 1]),
+    continuing=st.sampled_from([0, 0.1]),
+)
+@example(seed=0, n=5, m=5, levels=1, share=0, continuing=0)
+def test_matches_of_a_frame_are_those_of_scipy_on_its_whole_table(seed, n, m, levels, share, continuing):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, levels + 1, (n, m)) / levels * 0.3 * (rng.random((n, m)) < share)
+    scores += 1000 * ((scores > 0) & (rng.random((n, m)) < continuing))
+    truth, result = scores.nonzero()
+    frame = Comparison(
+        frames=1,
+        truth_frames=np.ones(n, np.int64),
+        truth_ids=np.arange(n),
+        result_frames=np.ones(m, np.int64),
+        result_ids=np.arange(m),
+        pair_truth=truth,
+        pair_result=result,
+        similarity=scores[truth, result],
+        truth_rows=np.arange(n),
+        result_rows=np.arange(m),
+    )
     row, column = linear_sum_assignment(-scores)
-    expected = np.full(n, -1)
-    expected[row] = column
-    np.testing.assert_array_equal(_by_shortest_paths(scores), expected)
-    pairs = scores.nonzero()
-    best = _only_optimum(*pairs, scores[pairs]) if scores.any() else None  # it is only asked where pairs compete
-    if best is not None:
-        np.testing.assert_array_equal(best, expected[pairs[0]] == pairs[1])
+    best = scores[row, column] > 0
+    ours = matches(frame, scores[truth, result])
+    assert list(zip(truth[ours], result[ours], strict=True)) == list(zip(row[best], column[best], strict=True))
+
+
+def test_an_id_for_each_box_costs_little():
+    """As a tracker writes that never links two frames: identities are many more than people."""
+    frames, people = np.repeat(np.arange(1, 301), 40), np.tile(np.arange(40), 300)
+    tlwh = np.stack([people * 30.0, frames % 7, np.full(len(people), 20.0), np.full(len(people), 40.0)], axis=1)
+    ones = np.ones(len(people))
+    truth = MotRows(frames, people, tlwh, ones, ones.astype(int), ones)
+    results = MotRows(frames, np.arange(len(people)), tlwh, ones, ones.astype(int), ones)
+    tracemalloc.start()
+    figures = sequence_figures(prepare(truth, results, 300, "MOT17"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (figures["IDTP"], figures["IDSW"], figures["MOTA"]) == (40, 40 * 299, pytest.approx(1 / 300))
+    assert peak < 100e6
 
 
 # --- hand-made cases

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tracker.mot import MotWriter, read_mot, read_seqinfo
+from tracker.mot import NO_CLASS, MotWriter, line_of, read_mot, read_seqinfo
 from tracker.types import FrameResult
 
 
@@ -192,3 +192,51 @@ def test_sequence_description(tmp_path: Path) -> None:
 def test_bad_sequence_descriptions_are_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_seqinfo(write_info(tmp_path, text))
+
+
+# --- files are read at once where there is nothing unusual in them
+
+
+def read_slowly(path, monkeypatch, world=True):
+    with monkeypatch.context() as patch:
+        patch.setattr("tracker.mot._plain_table", lambda text, world: None)
+        return read_mot(path, world)
+
+
+def assert_same_rows(ours, theirs):
+    for field in vars(theirs):
+        np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field))
+        assert getattr(ours, field).dtype == getattr(theirs, field).dtype
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["MOT17-02-FRCNN", "PETS09-S2L1-dev", "TUD-Campus", "TUD-Stadtmitte"])
+def test_real_files_are_read_at_once_as_line_by_line(shared, name, monkeypatch):
+    for path in (shared / "data" / "mot" / name).rglob("*t.txt"):
+        assert_same_rows(read_mot(path), read_slowly(path, monkeypatch))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "\n", "1,2,3,4,5,6\n", "1,2,3,4,5,6,0.5\n2,2,3,4,5,6,0.25", "\n1 2 3 4 5 6 7\n", "\ufeff1,2,3,4,5,6,1,2\n",
+     "1,2,3,4,5,6,1,4.5,5.5,0\n", "1,2,3,4,5,6\n1,3,3,4,5,6,1,1,1\n", "1,2,3,4,5,6,1,7,0.5\r\n"],
+)  # fmt: skip
+def test_unusual_files_are_read_at_once_as_line_by_line(tmp_path, text, monkeypatch):
+    path = tmp_path / "a.txt"
+    path.write_bytes(text.encode())
+    for world in (True, False):
+        if world or "5.5" not in text:  # a class that is no whole number
+            assert_same_rows(read_mot(path, world), read_slowly(path, monkeypatch, world))
+
+
+def test_eighth_column_is_the_class_where_no_world_is_meant(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("1,2,3,4,5,6,1,4,0,2\n1,3,3,4,5,6,1,9,1,-1\n")
+    assert read_mot(path).classes.tolist() == [NO_CLASS, 9]
+    assert read_mot(path, world=False).classes.tolist() == [4, 9]
+
+
+def test_line_of_counts_empty_lines(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("\n1,2,3,4,5,6\n\n\n1,3,3,4,5,6\n")
+    assert [line_of(path, row) for row in (0, 1)] == [2, 5]
