@@ -31,11 +31,17 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
+
+if __name__ == "__main__":  # while the libraries load, Ctrl-C and termination have nothing to save
+    for _number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(_number, lambda number, _: os._exit(128 + number))
 
 # Lets the tool run from a checkout that is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -159,6 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check_options(args: argparse.Namespace) -> None:
     """Refuse what cannot be, before anything is done."""
     part = args.half or args.frames
+    if "" in (args.weights, args.detections, args.classes):
+        raise ValueError("--weights, --detections, --classes: expected a value, got nothing")
     if args.sequences and args.seqmap:
         raise ValueError("--seqmap: expected either --sequences or --seqmap")
     if args.half and args.frames:
@@ -221,9 +229,10 @@ def run(args: argparse.Namespace) -> None:
         check_pictures(tasks)
     settings = {"gt": str(args.gt), "results": str(args.results), **describe_rules(args, tasks), **settings}
     figures, compared, events = score_all(args, tasks, places.details or args.events == PRINT)
+    written = write_report(places, figures, settings, compared, events)  # before anything can go wrong with a terminal
     print_settings(settings)
     print(format_table(figures))
-    for path in write_report(places, figures, settings, compared, events):
+    for path in written:
         print(f"wrote {path}")
     if args.events == PRINT:
         print(*list_switches(events), sep="\n")
@@ -299,15 +308,16 @@ def part_of(args: argparse.Namespace, sequence: MotSequence | None) -> tuple[int
 
 def run_tracker(args: argparse.Namespace, sequences: Sequence[MotSequence], inputs: Sequence[Path]) -> dict[str, Any]:
     """Track the sequences by tools/track.py into --results; returns what it was set to."""
-    given = {sequence.folder.name: (sequence, path) for sequence, path in zip(sequences, inputs, strict=True)}
+    given = {sequence.folder.name: path for sequence, path in zip(sequences, inputs, strict=True)}
     # Without public detections, sequences of the same pictures have the same result.
-    copies = same_pictures(given) if args.weights else {name: [name] for name in given}
+    groups = same_pictures(sequences) if args.weights else [[sequence] for sequence in sequences]
     config: dict[str, Any] = {}
-    for number, (name, group) in enumerate(copies.items(), start=1):
-        say(f"tracking {name}, {number} of {len(copies)}")
-        config = track(args, *given[name])
-        for copy in group[1:]:
-            shutil.copyfile(args.results / f"{name}.txt", args.results / f"{copy}.txt")
+    for number, (first, *copies) in enumerate(groups, start=1):
+        name = first.folder.name
+        say(f"tracking {name}, {number} of {len(groups)}")
+        config = track(args, first, given[name])
+        for copy in copies:
+            shutil.copyfile(args.results / f"{name}.txt", args.results / f"{copy.folder.name}.txt")
     if args.detections:
         return {"detections": args.detections, "config": config}
     from detector.checkpoint import BUNDLED as BUNDLED_FILE
@@ -412,10 +422,9 @@ def check_pictures(tasks: Sequence[Task]) -> None:
     for task in tasks:
         if task.sequence is None:
             raise ValueError(f"{task.name}: --video needs the sequence's seqinfo.ini and pictures")
-        folder = task.sequence.image_dir
-        needed = task.part[1] if task.part else task.sequence.length
+        folder, needed = task.sequence.image_dir, task.sequence.length
         there = len(list_images(folder)) if folder.is_dir() else 0
-        if there < needed:
+        if there != needed:  # were some missing, the others would be taken for them
             raise ValueError(f"{folder}: --video needs {needed} pictures, found {there}")
 
 

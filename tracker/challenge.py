@@ -17,6 +17,9 @@ from tracker.preprocessing import Benchmark
 
 Half = Literal["train", "val"]
 
+COMBINED, CLASS_AVERAGED = RESERVED = "COMBINED", "CLASS-AVERAGED"
+"""Names of the figures of all sequences together, and of their means over classes."""
+
 # The public detections of MOT17, each with a copy of the same sequences.
 _MOT17_COPY = re.compile(r"(MOT17-\d+)-(DPM|FRCNN|SDP)")
 
@@ -115,6 +118,9 @@ def find_sequences(root: str | Path, sequences: Sequence[str] | None = None) -> 
         found = sorted(path for path in root.iterdir() if _is_sequence(path))
         if not found and (root / "train").is_dir():
             return find_sequences(root / "train", sequences)
+    for path in found:
+        if path.name in RESERVED:
+            raise ValueError(f"{path}: expected another name, figures of several sequences have this one")
     if not found:
         raise ValueError(f"{root}: expected folders of sequences with gt/gt.txt and seqinfo.ini, found none")
     if sequences is None:
@@ -160,13 +166,14 @@ def half_of(length: int, half: Half) -> tuple[int, int]:
     return (1, min(middle, length)) if half == "train" else (middle + 1, length)
 
 
-def same_pictures(names: Iterable[str]) -> dict[str, list[str]]:
-    """Names of sequences with the same pictures by the first of them: MOT17 has each sequence three times."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        copy = _MOT17_COPY.fullmatch(name)
-        groups.setdefault(copy[1] if copy else name, []).append(name)
-    return {group[0]: group for group in groups.values()}
+def same_pictures(sequences: Iterable[MotSequence]) -> list[list[MotSequence]]:
+    """Groups of sequences with the same pictures: MOT17 has each sequence three times."""
+    groups: dict[tuple[str, int], list[MotSequence]] = {}
+    for sequence in sequences:
+        copy = _MOT17_COPY.fullmatch(sequence.folder.name)
+        name = copy[1] if copy else sequence.folder.name
+        groups.setdefault((name, sequence.length), []).append(sequence)
+    return list(groups.values())
 
 
 def write_submission(path: str | Path, results: Mapping[str, Path]) -> None:

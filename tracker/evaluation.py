@@ -13,17 +13,21 @@ from typing import TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from tracker.challenge import Task, find_tasks
+from tracker.challenge import CLASS_AVERAGED, COMBINED, Task, find_tasks
 from tracker.comparison import Compared
 from tracker.metrics import Figures, class_average, combine, sequence_figures
 from tracker.mot import MotRows, line_of, read_mot
-from tracker.preprocessing import CLASSES, PEDESTRIAN, Benchmark, benchmark_of, prepare, prepare_class, renumber, within
-
-COMBINED = "COMBINED"
-"""Name of the figures of all sequences together."""
-
-CLASS_AVERAGED = "CLASS-AVERAGED"
-"""Name of the means over classes."""
+from tracker.preprocessing import (
+    CLASSES,
+    PEDESTRIAN,
+    Benchmark,
+    benchmark_of,
+    benchmark_of_name,
+    prepare,
+    prepare_class,
+    renumber,
+    within,
+)
 
 Answer = TypeVar("Answer")
 
@@ -116,10 +120,11 @@ def compare(task: Task) -> Compared:
         FileNotFoundError: one of them is missing.
         ValueError: with `path:line`, as `evaluate`.
     """
+    # Only the ground truth of MOT15 has places in the world; where classes are scored there are none.
+    old = (task.benchmark or benchmark_of_name(task.name) or "MOT15") == "MOT15"
     return compare_rows(
         task,
-        # Only the ground truth of MOT15 has places in the world; where classes are scored there are none.
-        read_mot(task.truth, world=task.class_id is None),
+        read_mot(task.truth, world=old and task.class_id is None),
         read_mot(task.results, world=False),
         lambda row: f"{task.truth}:{line_of(task.truth, row)}",
         lambda row: f"{task.results}:{line_of(task.results, row)}",

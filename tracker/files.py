@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +12,23 @@ from pathlib import Path
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a place beside `path` to write to; it becomes `path` where the block succeeds, and is removed where not.
 
-    An older file is lost only to a complete one.
+    An older file is lost only to a complete one. What is no file, a pipe or a terminal, is written to as it is.
+
+    Raises:
+        OSError: naming `path`.
     """
-    path = Path(path)
-    part = path.with_name(f"{path.name}.part")
+    target = Path(path).resolve()  # where a link leads to
+    if target.exists() and not target.is_file():
+        yield target
+        return
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         yield part
-        part.replace(path)
+        part.replace(target)
+    except OSError as error:
+        if error.filename and error.filename != str(part):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
 

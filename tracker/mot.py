@@ -133,7 +133,10 @@ def read_mot(path: str | Path, world: bool = True) -> MotRows:
     table = _plain_table(path.read_bytes(), world)
     if table is None:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
-            values = [_parse_row(line, f"{path}:{number}", world) for number, line in _filled(file)]
+            lines = list(_filled(file))
+            values = [_parse_row(line, f"{path}:{number}", world) for number, line in lines]
+        if lines and not lines[-1][1].endswith("\n") and lines[-1][1].count(",") < lines[0][1].count(","):
+            raise ValueError(f"{path}:{lines[-1][0]}: the file is cut here: expected as many fields as in other lines")
         table = np.array(values, dtype=np.float64).reshape(-1, len(_COLUMNS))
     return MotRows(
         frames=table[:, 0].astype(np.int64),

@@ -24,8 +24,8 @@ from typing import Any
 import motmetrics
 import numpy as np
 
+from tracker.challenge import COMBINED
 from tracker.comparison import Compared, Comparison
-from tracker.evaluation import COMBINED
 from tracker.events import Events, list_events
 from tracker.metrics import MATCH_THRESH, Figures
 from tracker.types import IntArray

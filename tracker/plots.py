@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tracker.challenge import CLASS_AVERAGED, COMBINED
 from tracker.comparison import Compared
 from tracker.draw import track_colour
-from tracker.evaluation import CLASS_AVERAGED, COMBINED
 from tracker.events import Events
 from tracker.files import replacing
 from tracker.metrics import HOTA_THRESHOLDS, Figures

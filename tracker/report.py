@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from tracker.challenge import CLASS_AVERAGED, COMBINED
 from tracker.comparison import Compared
 from tracker.console import meter
 from tracker.error_film import write_error_film
-from tracker.evaluation import CLASS_AVERAGED, COMBINED
 from tracker.events import Events, write_events
 from tracker.files import write_text
 from tracker.metrics import HOTA_THRESHOLDS, Figures, summary

@@ -145,7 +145,7 @@ def test_a_choice_of_sequences_and_frames(folders, call):
 def test_rules_can_be_chosen(folders, call):
     truth = [*TRUTH, "1,9,300,0,10,20,0,6,1"]
     (folders / "gt" / "A" / "gt" / "gt.txt").write_text("\n".join(truth))
-    (folders / "results" / "A.txt").write_text("\n".join([*RESULT, "1,9,300,0,10,20"]))
+    (folders / "results" / "A.txt").write_text("\n".join([*RESULT, "1,9,300,0,10,20\n"]))
     for benchmark, wrong in (("MOT17", 1), ("MOT20", 0)):
         call("--gt", "gt/A", "--results", "results", "--json", "o.json", "--benchmark", benchmark)
         assert scores("o.json")["A"]["CLR_FP"] == wrong
@@ -323,6 +323,7 @@ def result(*lines):
         (result("0,5,9,0,10,20"), "results/A.txt:5: frame: expected a number from 1, got 0"),
         (result("4,5,9,0,10,20"), "results/A.txt:5: frame: expected 1 to 3, the sequence's length, got 4"),
         (result("2,4,9,0,10,20"), "results/A.txt:5: id 4 comes twice in frame 2, first at results/A.txt:3"),
+        (("results/A.txt", [*RESULT, "2,5,9,0,10,2\0"]), "results/A.txt:5: the file is cut here: expected"),
         (result("2,5,9,0"), "results/A.txt:5: expected 6 to 10 fields (frame,id,left,top,width,height,...), got 4"),
         (result("2,5,9,0,10,20,1,2"), "results/A.txt:5: class: expected at most 1, got 2; choose the classes to score"),
         (result("2,5,9,0,10,20,1,2,1,0"), "results/A.txt:5: class: expected at most 1, got 2; choose"),
@@ -331,7 +332,7 @@ def result(*lines):
         (result("2,5,9,0,10,1e999"), "results/A.txt:5: height: expected a finite number, got '1e999'"),
         (("results/A.txt", None), "results/A.txt: no such file; expected a result for each of 2 sequences, 1"),
         (("results/C.txt", RESULT), "results/C.txt: unknown sequence, gt has A, B"),
-        (("results/A.txt", ["\x00\xff\x89PNG"]), "results/A.txt:1: expected 6 to 10 fields"),
+        (("results/A.txt", ["\x01\xff\x89PNG"]), "results/A.txt:1: expected 6 to 10 fields"),
         (truth("4,9,0,0,10,20,1,1,1"), "gt/A/gt/gt.txt:5: frame: expected 1 to 3, the sequence's length, got 4"),
         (truth("3,2,0,0,10,20,1,1,1"), "gt/A/gt/gt.txt:5: id 2 comes twice in frame 3"),
         (truth("3,3,0,0,10,20,1,14,1"), "gt/A/gt/gt.txt:5: class: expected 1 to 13 in ground truth of MOT17, got 14"),
@@ -352,7 +353,7 @@ def test_malformed_files(folders, call, file, message):
     if lines is None:
         Path(path).unlink()
     else:
-        Path(path).write_text("\n".join(lines) + "\n", encoding="latin-1")
+        Path(path).write_text(("\n".join(lines) + "\n").replace("\0\n", ""), encoding="latin-1")
     err = failing(call("--gt", "gt", "--results", "results", "--json", "o.json"))
     assert err.startswith(f"error: {message}")
     assert not Path("o.json").exists()
@@ -390,6 +391,7 @@ SCORE = ("--gt", "gt", "--results", "results")
         (["--gt", "gt", "--weights", "--", "--video", "x"], "--video: is set by this tool"),
         (["--gt", "gt/A/gt/gt.txt", "--weights"], "gt/A/gt/gt.txt: expected a folder of sequences for the tracker"),
         (["--gt", "gt", "--detections", "public"], "gt/A/det/det.txt: no such file; expected the detections of A"),
+        (["--gt", "gt", "--weights", ""], "--weights, --detections, --classes: expected a value, got nothing"),
         (["--gt", "gt", "--weights", "no.safetensors"], "gt/A/img1: expected 3 pictures, found 0"),
         (["--gt", "gt/A/gt/gt.txt", "--results", "results/A.txt", "--video"], "gt/A/img1: --video needs 3"),
     ],

@@ -10,6 +10,7 @@ import pytest
 
 from tests.tracker.test_evaluation import RESULT, add_sequence
 from tracker.challenge import find_sequences, find_tasks, half_of, read_seqmap, same_pictures, write_submission
+from tracker.mot import MotSequence
 
 
 @pytest.fixture
@@ -93,9 +94,7 @@ def test_more_pictures_than_frames(folders):
         cv2.imwrite(str(pictures / f"{number:06d}.jpg"), np.zeros((8, 8, 3), np.uint8))
         if number <= 3:  # fewer are enough to look at
             find_tasks(folders / "gt" / "B", folders / "results")
-    with pytest.raises(
-        ValueError, match=r"seqinfo\.ini: seqLength: expected at least 4, the pictures in .*1, got 3"
-    ):
+    with pytest.raises(ValueError, match=r"seqinfo\.ini: seqLength: expected at least 4, the pictures in .*1, got 3"):
         find_tasks(folders / "gt" / "B", folders / "results")
 
 
@@ -138,12 +137,16 @@ def test_halves_of_mot17():
 
 
 def test_copies_of_a_sequence():
-    names = ["MOT17-02-DPM", "MOT17-02-SDP", "MOT17-04-DPM", "MOT20-01"]
-    assert same_pictures(names) == {
-        "MOT17-02-DPM": ["MOT17-02-DPM", "MOT17-02-SDP"],
-        "MOT17-04-DPM": ["MOT17-04-DPM"],
-        "MOT20-01": ["MOT20-01"],
-    }
+    lengths = {"MOT17-02-DPM": 600, "MOT17-02-SDP": 600, "MOT17-04-DPM": 9, "MOT17-04-SDP": 8, "MOT20-01": 9}
+    sequences = [MotSequence(name, 30, length, Path(), Path(name)) for name, length in lengths.items()]
+    groups = [[sequence.name for sequence in group] for group in same_pictures(sequences)]
+    assert groups == [["MOT17-02-DPM", "MOT17-02-SDP"], ["MOT17-04-DPM"], ["MOT17-04-SDP"], ["MOT20-01"]]
+
+
+def test_a_sequence_with_the_name_of_a_figure(folders):
+    add_sequence(folders, "COMBINED")
+    with pytest.raises(ValueError, match="COMBINED: expected another name"):
+        find_tasks(folders / "gt", folders / "results")
 
 
 def test_archive_to_hand_in(folders):

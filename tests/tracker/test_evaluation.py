@@ -10,8 +10,8 @@ import trackeval
 from trackeval.metrics import CLEAR, Identity
 
 from tests.tracker.test_metrics import assert_equal_figures, official, write
-from tracker.challenge import Task, find_tasks, half_of
-from tracker.evaluation import CLASS_AVERAGED, COMBINED, combine_tasks, compare, compare_rows, evaluate, score
+from tracker.challenge import CLASS_AVERAGED, COMBINED, Task, find_tasks, half_of
+from tracker.evaluation import combine_tasks, compare, compare_rows, evaluate, score
 from tracker.metrics import clear, summary
 from tracker.mot import MotSequence, read_mot
 from tracker.preprocessing import benchmark_of
