@@ -259,12 +259,12 @@ def read_seqinfo(path: str | Path) -> MotSequence:
             raise ValueError(f"{path}: {key}: expected a number above 0, got {text!r}")
         return value
 
-    length = positive("seqLength")
+    frame_rate, length = positive("frameRate"), positive("seqLength")
     if length != int(length) or length > MOST_FRAMES:
         raise ValueError(f"{path}: seqLength: expected a whole number up to {MOST_FRAMES:,}, got {length:g}")
     return MotSequence(
         name=section.get("name", path.resolve().parent.name),
-        frame_rate=positive("frameRate"),
+        frame_rate=frame_rate,
         length=int(length),
         image_dir=path.parent / section.get("imDir", "img1"),
         folder=path.parent,
