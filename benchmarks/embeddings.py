@@ -20,10 +20,12 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from detector import JDE, Detector, DetectorConfig, load_detector, load_model
+from detector import Detector, DetectorConfig, load_detector, load_model
+from detector.crops import describe_crops
 from detector.data import read_image
-from reid.datasets import read_market
-from reid.encoders import encode_crops, load_osnet
+from reid.crops import encode_crops
+from reid.datasets import load_dataset
+from reid.encoders import load_encoder
 from reid.ranking import evaluate_ranking
 from tracker import Detections, Tracker, TrackerConfig
 from tracker.boxes import iou
@@ -40,48 +42,24 @@ def untrained(weights: str | None, config: DetectorConfig) -> Detector:
     return Detector(model, "cpu", config)
 
 
-def describe_crops(
-    detector: Detector, crops: list[NDArray[np.uint8]], canvas: int
-) -> tuple[NDArray[np.float32], float]:
-    """Describe crops, each on a grey square of side `canvas` pixels.
-
-    Returns:
-        Embeddings (N, D), and the share of crops in which the detector found the person itself.
-    """
-    rows, found = [], 0
-    for crop in tqdm(crops, desc="crops", mininterval=2):
-        height, width = crop.shape[:2]
-        side = max(canvas, height, width)
-        image = np.full((side, side, 3), JDE.pad_value, np.uint8)
-        y, x = (side - height) // 2, (side - width) // 2
-        image[y : y + height, x : x + width] = crop
-        box = np.array([[x, y, x + width, y + height]], np.float32)
-        people = detector([image])[0]
-        overlap = iou(people["boxes"], box)[:, 0] if len(people["boxes"]) else np.zeros(1)
-        if overlap.max() >= 0.5:
-            rows.append(people["embeddings"][overlap.argmax()])
-            found += 1
-        else:
-            rows.append(detector.embed(image, box)[0])
-    return np.stack(rows), found / len(crops)
-
-
 def score_market(
     root: Path, detectors: dict[str, Detector], osnet: str | None, canvas: int
 ) -> dict[str, dict[str, float]]:
     """Rank-1 and mAP of query against gallery for every encoder."""
-    query, gallery = read_market(root, "query"), read_market(root, "gallery")
+    data = load_dataset(f"market1501:{root}", ("query", "gallery"))
+    query, gallery = data.splits["query"], data.splits["gallery"]
     crops = [read_image(path) for path in [*query.paths, *gallery.paths]]
-    features: dict[str, tuple[NDArray[np.float32], float]] = {
-        name: describe_crops(detector, crops, canvas) for name, detector in detectors.items()
-    }
+    features: dict[str, tuple[NDArray[np.float32], float]] = {}
+    for name, detector in detectors.items():
+        rows, found = describe_crops(detector, crops, canvas)
+        features[name] = rows, float(found.mean())
     if osnet:
-        features["OSNet x0.25"] = (encode_crops(load_osnet(osnet), crops), 1.0)
+        features["OSNet x0.25"] = (encode_crops(load_encoder(osnet), crops), 1.0)
     table = {}
-    for name, (rows, found) in features.items():
+    for name, (rows, share) in features.items():
         distance = 1 - rows[: len(query)] @ rows[len(query) :].T
         result = evaluate_ranking(distance, query.pids, gallery.pids, query.camids, gallery.camids)
-        table[name] = {"rank1": float(result.cmc[0]), "mAP": float(result.mean_ap), "found": found}
+        table[name] = {"rank1": float(result.cmc[0]), "mAP": float(result.mean_ap), "found": share}
     return table
 
 

@@ -10,6 +10,17 @@ import torch
 from torch import Tensor, distributed
 
 
+def choose_device(device: str) -> str:
+    """What "auto" stands for.
+
+    Raises:
+        ValueError: "cuda" where there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: 'cuda' asked for, but no CUDA device is available")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
 def start(device: str) -> tuple[int, int, torch.device]:
     """Join the other processes, if torchrun started this one: gloo on a CPU, NCCL on GPUs.
 

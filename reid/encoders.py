@@ -1,246 +1,296 @@
-"""Person encoders: crops of people in, embeddings out.
+"""Encoders: a backbone, pooling and a neck, which turn crops of people into embeddings.
 
-OSNet follows Zhou et al., "Omni-Scale Feature Learning for Person Re-Identification", ICCV 2019. Its modules
-carry the names of the published checkpoints, so that these load key by key.
+`ENCODERS` names the backbones (`reid/backbones.py`). The part-based baseline PCB (Sun et al., ECCV 2018) is
+`EncoderConfig(parts=6, neck="linear", embedding_size=256, compared="pooled", input_size=(384, 192))`.
 """
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterable, Sequence
+import contextlib
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, Literal, get_args
 
-import cv2
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reid.backbones import OSNET_WIDTHS, STRIDED, TIMM_NAMES, TOKEN_PATCHES, build_backbone
+from reid.files import replacing
+from reid.published import load_whole, read_published
+
+ENCODERS = (*STRIDED, *TIMM_NAMES, *OSNET_WIDTHS)
 CROP_SIZE = (256, 128)
-"""Height and width of an encoder's input, in pixels."""
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Height and width of an encoder's input, in pixels, where nothing else is said."""
+FORMAT = "jdetrack-encoder"
 
-_STAGE_CHANNELS = (64, 256, 384, 512)
-"""Channels behind the stem and the three stages at width 1 (paper, table 1)."""
-_GATE_REDUCTION = 16
-_CLASSIFIER_PREFIX = "classifier."
+Pooling = Literal["average", "gem"]
+NeckKind = Literal["bn", "linear", "none"]
+Compared = Literal["necked", "pooled"]
 
 
-class ConvBlock(nn.Module):
-    """Convolution and batch-norm, with a ReLU behind unless `relu` is off."""
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What an encoder is built of."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: int = 1, stride: int = 1, relu: bool = True) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
-        self.bn = nn.BatchNorm2d(c_out)
-        self.relu = relu
+    name: str = "resnet50"
+    """The backbone, one of `ENCODERS`."""
+    pooling: Pooling = "average"
+    """Of the feature map: its mean, or the generalised mean. ViT gives its class token instead, and transformers, whose
+    features are centred on zero, take no generalised mean."""
+    neck: NeckKind = "bn"
+    """Behind pooling: a batch norm without learned shift (Luo et al., "Bag of Tricks", CVPRW 2019); a linear layer and
+    a batch norm, the bottleneck of layumi's baseline; or nothing."""
+    embedding_size: int = 512
+    """Output of the linear neck."""
+    last_stride: Literal[1, 2] = 1
+    """Of the last stage of ResNet-50, ResNet-50-IBN and DenseNet-121: 1 keeps a map of twice the height and width. The
+    other backbones have one form, and do not take 2."""
+    parts: int = 1
+    """Horizontal stripes of the map, each pooled by itself and with a neck of its own (PCB has 6). Where the map's
+    height is no multiple, neighbours share a row."""
+    compared: Compared = "necked"
+    """What images are compared by: the feature behind the neck, or the one before it."""
+    dropout: float = 0.5
+    """Share of the necked feature's numbers that is left out in training."""
+    input_size: tuple[int, int] = CROP_SIZE
+    """Height and width of images in pixels. Convolutional backbones take others, too; transformers do not, and their
+    sides are multiples of 32 (Swin) or 16 (ViT)."""
+    pretrained: bool = False
+    """Start from ImageNet weights, fetched by torchvision, torch.hub or timm; else from random ones. (OSNet has none.)
+    Loading an encoder from a file never fetches any."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, c_in, H, W) -> (B, c_out, H / stride, W / stride)."""
-        x = self.bn(self.conv(x))
-        return F.relu(x) if self.relu else x
-
-
-class LiteConv(nn.Module):
-    """The paper's Lite 3x3: a pointwise convolution, then a depthwise 3x3 one (fig. 3b)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 1, bias=False)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
-        self.bn = nn.BatchNorm2d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        return F.relu(self.bn(self.conv2(self.conv1(x))))
-
-
-class AggregationGate(nn.Module):
-    """Weighs a stream's channels by its own content; all streams of a block share one gate (eq. 3)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        hidden = max(1, channels // _GATE_REDUCTION)
-        self.fc1 = nn.Conv2d(channels, hidden, 1)
-        self.fc2 = nn.Conv2d(hidden, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        pooled = x.mean(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
-        return x * torch.sigmoid(self.fc2(F.relu(self.fc1(pooled))))
-
-
-class OmniScaleBlock(nn.Module):
-    """Residual bottleneck whose four streams see 3, 5, 7 and 9 pixels (fig. 4)."""
-
-    def __init__(self, c_in: int, c_out: int) -> None:
-        super().__init__()
-        mid = c_out // 4
-        self.conv1 = ConvBlock(c_in, mid)
-        self.conv2a = LiteConv(mid)
-        self.conv2b = nn.Sequential(*(LiteConv(mid) for _ in range(2)))
-        self.conv2c = nn.Sequential(*(LiteConv(mid) for _ in range(3)))
-        self.conv2d = nn.Sequential(*(LiteConv(mid) for _ in range(4)))
-        self.gate = AggregationGate(mid)
-        self.conv3 = ConvBlock(mid, c_out, relu=False)
-        self.downsample = ConvBlock(c_in, c_out, relu=False) if c_in != c_out else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, c_in, H, W) -> (B, c_out, H, W)."""
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.conv1(x)
-        streams = self.gate(self.conv2a(x))
-        for stream in (self.conv2b, self.conv2c, self.conv2d):
-            streams = streams + self.gate(stream(x))
-        return F.relu(self.conv3(streams) + shortcut)
+    def __post_init__(self) -> None:
+        choices = {"name": ENCODERS, "pooling": get_args(Pooling), "neck": get_args(NeckKind)}
+        choices |= {"compared": get_args(Compared), "last_stride": (1, 2)}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(map(str, known))}, got {getattr(self, name)!r}")
+        for name in ("embedding_size", "parts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: expected a number in [0, 1), got {self.dropout}")
+        multiple = TOKEN_PATCHES.get(self.name, 1)
+        if len(self.input_size) != 2 or any(side < 1 or side % multiple for side in self.input_size):
+            raise ValueError(
+                f"input_size: expected height and width as positive multiples of {multiple} for {self.name}, "
+                f"got {self.input_size}"
+            )
+        if self.last_stride == 2 and self.name not in STRIDED:
+            raise ValueError(f"last_stride: expected 1 for {self.name}, which has one form, got 2")
+        if self.pooling == "gem" and self.name in TOKEN_PATCHES:
+            raise ValueError(f"pooling: expected average for {self.name}, a transformer, got 'gem'")
+        if self.parts > 1 and (self.name in OSNET_WIDTHS or self.name == "vit_small"):
+            raise ValueError(f"parts: expected 1 for {self.name}, which describes the whole image, got {self.parts}")
 
 
-class OSNet(nn.Module):
-    """Omni-scale network without its identity classifier.
+class GeneralisedMean(nn.Module):
+    """Generalised mean of a feature map (Radenović et al., TPAMI 2019, eq. 3): average at p = 1, maximum as p grows.
 
-    Args:
-        width: multiplier of all convolution channels; 1.0 and 0.25 are the published ends.
-        embedding_dim: D, length of an embedding.
-
-    Raises:
-        ValueError: a width that leaves a stage without channels.
+    What is below `floor` counts as `floor`; p is learned.
     """
 
-    def __init__(self, width: float = 1.0, embedding_dim: int = 512) -> None:
+    def __init__(self, p: float = 3.0, floor: float = 1e-6) -> None:
         super().__init__()
-        c1, c2, c3, c4 = (round(width * channels) for channels in _STAGE_CHANNELS)
-        if min(c1, c2 // 4) < 1:
-            raise ValueError(f"width: expected at least {1 / _STAGE_CHANNELS[0]}, got {width}")
-        self.embedding_dim = embedding_dim
-        self.conv1 = ConvBlock(3, c1, kernel=7, stride=2)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.conv2 = nn.Sequential(OmniScaleBlock(c1, c2), OmniScaleBlock(c2, c2), _transition(c2))
-        self.conv3 = nn.Sequential(OmniScaleBlock(c2, c3), OmniScaleBlock(c3, c3), _transition(c3))
-        self.conv4 = nn.Sequential(OmniScaleBlock(c3, c4), OmniScaleBlock(c4, c4))
-        self.conv5 = ConvBlock(c4, c4)
-        self.fc = nn.Sequential(nn.Linear(c4, embedding_dim), nn.BatchNorm1d(embedding_dim), nn.ReLU())
+        self.p = nn.Parameter(torch.tensor([p]))
+        self.floor = floor
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Embed images.
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, 1, 1)."""
+        # Powers of half precision overflow.
+        powers = x.float().clamp(min=self.floor).pow(self.p.float())
+        return powers.mean(dim=(2, 3), keepdim=True).pow(1 / self.p.float()).to(x.dtype)
+
+
+class Encoder(nn.Module):
+    """Backbone, pooling, and a neck for each part.
+
+    Attributes:
+        config: what it was built of.
+        raw_dim: C, length of a pooled feature.
+        necked_dim: D, length of a necked feature.
+        embedding_dim: length of what forward returns: the parts' features in a row.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = build_backbone(config.name, config.last_stride, config.input_size, config.pretrained)
+        self.pool = GeneralisedMean() if config.pooling == "gem" else nn.AdaptiveAvgPool2d(1)
+        self.raw_dim = self.backbone.channels
+        self.necked_dim = config.embedding_size if config.neck == "linear" else self.raw_dim
+        self.necks = nn.ModuleList(_neck(config.neck, self.raw_dim, self.necked_dim) for _ in range(config.parts))
+        self.dropout = nn.Dropout(config.dropout)
+        self.embedding_dim = config.parts * (self.raw_dim if config.compared == "pooled" else self.necked_dim)
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Images as in `forward` -> (B, C', h, w), what is pooled (ViT: its patches)."""
+        return self.backbone.feature_map(images)
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Describe images for training.
 
         Args:
-            images: (B, 3, H, W) RGB, ImageNet-normalised; the published weights expect 256x128.
+            images: (B, 3, H, W) RGB, ImageNet-normalised.
 
         Returns:
-            (B, D) non-negative embeddings, not normalised.
+            Pooled features (B, P, C), before the neck, and necked ones (B, P, D), with dropout when training.
         """
-        x = self.maxpool(self.conv1(images))  # (B, c1, H/4, W/4)
-        x = self.conv5(self.conv4(self.conv3(self.conv2(x))))  # (B, c4, H/16, W/16)
-        embeddings: Tensor = self.fc(x.mean(dim=(2, 3)))
-        return embeddings
+        raw = self.backbone.pooled(images, self.pool, self.config.parts)
+        necked = torch.stack([neck(raw[:, i]) for i, neck in enumerate(self.necks)], dim=1)
+        return raw, self.dropout(necked)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Describe images for comparing them.
+
+        Args:
+            images: (B, 3, H, W) RGB, ImageNet-normalised.
+
+        Returns:
+            (B, `embedding_dim`): of one part, the feature as it is; of several, each part's at unit length, in a row.
+        """
+        raw, necked = self.features(images)
+        parts = raw if self.config.compared == "pooled" else necked
+        return (F.normalize(parts, dim=2) if self.config.parts > 1 else parts).flatten(1)
 
 
-def _transition(channels: int) -> nn.Sequential:
-    return nn.Sequential(ConvBlock(channels, channels), nn.AvgPool2d(2))
-
-
-def load_osnet(path: str | Path) -> OSNet:
-    """Read a published OSNet state dict; the width follows from the file, the identity classifier is dropped.
+def build_encoder(config: EncoderConfig, seed: int | None = None) -> Encoder:
+    """Build an encoder with ImageNet or random weights, and random necks.
 
     Args:
-        path: a `.pth` file with the state dict itself.
-
-    Returns:
-        The encoder on the CPU, in eval mode.
+        config: what to build it of.
+        seed: of the random weights, which leaves torch's generator as it was; None draws from that generator.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a state dict, or one with missing, unexpected or mis-shaped keys (they are named).
+        ValueError: ImageNet weights cannot be had, or a package is missing.
+    """
+    with torch.random.fork_rng(devices=[]) if seed is not None else contextlib.nullcontext():
+        if seed is not None:
+            torch.manual_seed(seed)
+        return Encoder(config)
+
+
+def load_backbone(encoder: Encoder, path: str | Path) -> int:
+    """Start from the backbone of a file, whatever its neck.
+
+    Args:
+        encoder: what to load into; its pooling and necks stay as they are.
+        path: as in `open_encoder`.
+
+    Returns:
+        The number of tensors taken over.
+
+    Raises:
+        ValueError: as in `open_encoder`, or another backbone.
+    """
+    theirs = load_encoder(path, input_size=encoder.config.input_size)
+    if theirs.config.name != encoder.config.name:
+        raise ValueError(f"{path}: expected the backbone {encoder.config.name}, got {theirs.config.name}")
+    state = theirs.backbone.state_dict()
+    encoder.backbone.load_state_dict(state)
+    return len(state)
+
+
+def save_encoder(path: str | Path, encoder: Encoder, notes: Mapping[str, Any] | None = None) -> None:
+    """Write a model file: weights as safetensors, configuration and notes as its metadata.
+
+    Args:
+        path: target; see `replacing`.
+        encoder: the encoder.
+        notes: anything JSON can say, kept under "notes".
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"{path}: expected an OSNet state dict, torch cannot read this file") from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path}: expected an OSNet state dict, got {_describe(content)}")
-    state = {key: value for key, value in content.items() if not key.startswith(_CLASSIFIER_PREFIX)}
-
-    encoder = OSNet(
-        width=_length(state.get("conv1.conv.weight"), 4, _STAGE_CHANNELS[0]) / _STAGE_CHANNELS[0],
-        embedding_dim=_length(state.get("fc.0.weight"), 2, 512),
-    )
-    expected = encoder.state_dict()
-    faults = {
-        "missing": expected.keys() - state.keys(),
-        "unexpected": state.keys() - expected.keys(),
-        "mis-shaped": {
-            f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
-            for key in expected.keys() & state.keys()
-            if state[key].shape != expected[key].shape
-        },
-    }
-    if any(faults.values()):
-        listed = "; ".join(f"{kind}: {_some(keys)}" for kind, keys in faults.items() if keys)
-        raise ValueError(f"{path}: not an OSNet state dict: {listed}")
-    encoder.load_state_dict(state)
-    return encoder.eval()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Copies: modules may share a tensor, which the format does not know.
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in encoder.state_dict().items()}
+    config, said = json.dumps(asdict(encoder.config)), json.dumps(dict(notes or {}))
+    with replacing(path) as part:
+        part.write_bytes(save(tensors, metadata={"format": FORMAT, "encoder": config, "notes": said}))
 
 
-def _length(weight: Tensor | None, ndim: int, default: int) -> int:
-    """Output channels of a layer; the default where the weight cannot be one, which the key check then reports."""
-    return len(weight) if weight is not None and weight.ndim == ndim and len(weight) > 0 else default
+@dataclass(frozen=True)
+class LoadedEncoder:
+    """An encoder and what its file gave it.
+
+    Attributes:
+        encoder: on the CPU and in evaluation mode.
+        loaded: keys of the file that the encoder took.
+        left_out: those that it did not: a published file's classifiers, and what the network computes for itself.
+    """
+
+    encoder: Encoder
+    loaded: tuple[str, ...]
+    left_out: tuple[str, ...]
 
 
-def _describe(content: object) -> str:
-    return f"a dict of {_some(map(str, content))}" if isinstance(content, dict) else type(content).__name__
+def load_encoder(
+    path: str | Path, *, last_stride: Literal[1, 2] | None = None, input_size: tuple[int, int] | None = None
+) -> Encoder:
+    """Rebuild an encoder from its file, as `open_encoder` does."""
+    return open_encoder(path, last_stride=last_stride, input_size=input_size).encoder
 
 
-def _some(keys: Iterable[str], limit: int = 4) -> str:
-    names = sorted(keys)
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-@torch.no_grad()
-def encode_crops(encoder: nn.Module, crops: Sequence[NDArray[np.uint8]], batch_size: int = 64) -> NDArray[np.float32]:
-    """Embed person crops: resize (bilinear) to 256x128, normalise, encode.
+def open_encoder(
+    path: str | Path, *, last_stride: Literal[1, 2] | None = None, input_size: tuple[int, int] | None = None
+) -> LoadedEncoder:
+    """Rebuild an encoder from its file, and tell which keys of the file it took.
 
     Args:
-        encoder: any module (B, 3, 256, 128) RGB, ImageNet-normalised -> (B, D), in eval mode; the crops are
-            sent to the device its parameters are on.
-        crops: N uint8 BGR images (h, w, 3) of any size, as OpenCV reads them.
-        batch_size: crops encoded at once.
-
-    Returns:
-        (N, D) float32, unit rows.
+        path: a `.safetensors` file of `save_encoder`, or a published checkpoint; see `reid/published.py`.
+        last_stride: instead of what the file says, or what is usual for files that do not say it.
+        input_size: the same.
 
     Raises:
-        ValueError: an encoder in training mode, a batch size below 1, a crop that is no such image, or an
-            embedding that is zero or not finite (the crop is named).
+        ValueError: no such file, an unreadable one, another kind of file, or weights that do not fit.
     """
-    if encoder.training:
-        raise ValueError("encoder: expected eval mode, got training mode")
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-    for index, crop in enumerate(crops):
-        if crop.ndim != 3 or crop.shape[2] != 3 or crop.dtype != np.uint8 or crop.size == 0:
-            raise ValueError(f"crops[{index}]: expected uint8 (h, w, 3), got {crop.dtype} {crop.shape}")
-    device = next(encoder.parameters()).device
-    mean = torch.tensor(IMAGENET_MEAN, device=device).mul(255).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=device).mul(255).view(1, 3, 1, 1)
-    batches = []
-    # An empty list still passes once through the encoder: only its output says what D is.
-    for start in range(0, max(len(crops), 1), batch_size):
-        batch = crops[start : start + batch_size]
-        pixels = np.empty((len(batch), *CROP_SIZE, 3), np.uint8)
-        for image, crop in zip(pixels, batch, strict=True):
-            image[:] = cv2.resize(crop, CROP_SIZE[::-1], interpolation=cv2.INTER_LINEAR)
-        bgr = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)  # (B, 3, 256, 128)
-        batches.append(encoder((bgr.flip(1).float() - mean) / std).float())
-    embeddings: NDArray[np.float32] = torch.cat(batches).cpu().numpy()
-    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    usable = np.isfinite(norms) & (norms > 0)
-    if not usable.all():
-        index = int(np.argmin(usable))
-        raise ValueError(f"crops[{index}]: expected a finite, non-zero embedding, got length {norms[index, 0]}")
-    embeddings /= norms
-    return embeddings
+    path = Path(path)
+    published = None if path.suffix == ".safetensors" else read_published(path)
+    settings, state = _read(path) if published is None else (published.settings, published.state)
+    try:
+        config = replace(EncoderConfig(**settings), pretrained=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: unreadable encoder configuration ({error})") from error
+    if last_stride is not None:
+        config = replace(config, last_stride=last_stride)
+    if input_size is not None:
+        config = replace(config, input_size=input_size)
+    encoder = Encoder(config)
+    load_whole(encoder, state, str(path), published.prefixes if published else None)
+    return LoadedEncoder(encoder.eval(), tuple(state), published.left_out if published else ())
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such weights file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path}: expected a {FORMAT} file, got format {metadata.get('format')!r}")
+    try:
+        settings = json.loads(metadata["encoder"])
+        return settings | {"input_size": tuple(settings["input_size"])}, state
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: unreadable encoder configuration ({error})") from error
+
+
+def _neck(kind: NeckKind, c_in: int, c_out: int) -> nn.Module:
+    if kind == "none":
+        return nn.Identity()
+    norm = nn.BatchNorm1d(c_out)
+    if kind == "bn":
+        norm.bias.requires_grad_(False)
+        return nn.Sequential(OrderedDict(norm=norm))
+    linear = nn.Linear(c_in, c_out)
+    nn.init.kaiming_normal_(linear.weight, mode="fan_out")
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(OrderedDict(linear=linear, norm=norm))

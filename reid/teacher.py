@@ -9,20 +9,23 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 from tqdm import tqdm
 
-from reid.encoders import encode_crops
+from reid.crops import encode_crops
+from reid.encoders import Encoder
+from reid.files import replacing
 
 TEACHER_DIM = 512
 MIN_HEIGHT = 24
 """People lower than this, in pixels, are too small to describe."""
 CHUNK = 32
 """Images whose people are described in one go."""
+CACHE_VERSION = 2
+"""Part of a cached file's name; another one wherever crops are cut or prepared in another way."""
 
 
 def describe_boxes(
-    encoder: nn.Module,
+    encoder: Encoder,
     encoder_file: Path,
     images: Sequence[Path],
     labels: Sequence[NDArray[np.float64]],
@@ -32,11 +35,11 @@ def describe_boxes(
     """Embeddings of the people in some images, computed once and kept.
 
     Args:
-        encoder: crops (B, 3, 256, 128) -> (B, 512).
+        encoder: in evaluation mode, with embeddings of 512.
         encoder_file: where its weights are from; part of the cached file's name.
         images: paths.
         labels: per image (n, 6) class, identity, cx, cy, w, h normalised; negative classes are regions.
-        cache: folder for `teacher-<hash of images and labels>.npy`.
+        cache: folder for `teacher-<version>-<hash of images and labels>.npy`.
         caption: of the progress bar.
 
     Returns:
@@ -51,19 +54,18 @@ def describe_boxes(
     for image, rows in pairs:
         stat = image.stat()
         listing.append(f"{image} {stat.st_size} {stat.st_mtime_ns} {rows[:, [0, 2, 3, 4, 5]].round(6).tolist()}")
-    file = cache / f"teacher-{hashlib.sha256(chr(10).join(listing).encode()).hexdigest()[:16]}.npy"
+    file = cache / f"teacher-{CACHE_VERSION}-{hashlib.sha256(chr(10).join(listing).encode()).hexdigest()[:16]}.npy"
     if not file.is_file():
         chunks = [pairs[i : i + CHUNK] for i in range(0, len(pairs), CHUNK)]
         bar = tqdm(chunks, desc=f"teacher: {caption}", unit="chunk", dynamic_ncols=True, mininterval=2)
         rows = np.concatenate([_describe(encoder, chunk) for chunk in bar])
-        with file.with_suffix(".partial").open("wb") as partial:
-            np.save(partial, rows)
-        file.with_suffix(".partial").replace(file)
+        with replacing(file) as part, part.open("wb") as opened:
+            np.save(opened, rows)
     flat = np.load(file, allow_pickle=False)
     return np.split(flat, np.cumsum([len(rows) for rows in labels])[:-1])
 
 
-def _describe(encoder: nn.Module, pairs: Sequence[tuple[Path, NDArray[np.float64]]]) -> NDArray[np.float16]:
+def _describe(encoder: Encoder, pairs: Sequence[tuple[Path, NDArray[np.float64]]]) -> NDArray[np.float16]:
     result = np.zeros((sum(len(rows) for _, rows in pairs), TEACHER_DIM), np.float16)
     crops, places, first = [], [], 0
     for path, rows in pairs:

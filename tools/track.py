@@ -121,7 +121,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="lowest score of a person to take up and follow, 0 to 1 (default 0.6; see tracker.sure_thresh)",
     )
     add("--config", help="YAML file with sections detector, tracker, live, offline; or the name of a shipped one")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="any setting")
+    add("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", dest="overrides", help="any setting")
 
     group = parser.add_argument_group("refinement, when all frames are known")
     add = group.add_argument

@@ -84,7 +84,7 @@ from detector.training import (
     set_rates,
     update_average,
 )
-from reid.encoders import load_osnet
+from reid.encoders import load_encoder
 from reid.ranking import evaluate_ranking
 from reid.teacher import TEACHER_DIM, describe_boxes
 
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--teacher", help="OSNet checkpoint to distil embeddings from")
     parser.add_argument("--out", type=Path, default=Path("runs/train"), help="folder of results (default %(default)s)")
     parser.add_argument("--config", help=f"YAML with sections {', '.join(SECTIONS)}")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. train.steps=500")
+    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="train.steps=500")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare batches (default %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
@@ -120,12 +120,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.eval_only and args.resume:
             raise ValueError("--eval-only: give the weights as --init, without --resume")
         if args.eval_only:
-            evaluate(config, args.out, choose_device(args.device))
+            evaluate(config, args.out, parallel.choose_device(args.device))
             return 0
         for name in ("last.pt", "model.safetensors", "best.safetensors"):
             if (args.out / name).is_file() and not args.resume:
                 raise ValueError(f"{args.out / name}: is of an earlier run; give --resume to go on, or another --out")
-        train(sections, args.out, choose_device(args.device), args.workers, resumed)
+        train(sections, args.out, parallel.choose_device(args.device), args.workers, resumed)
     except KeyboardInterrupt:
         saved = (args.out / "last.pt").is_file()
         print("stopped" + (f"; go on with: --out {args.out} --resume" if saved else ""), file=sys.stderr)
@@ -183,13 +183,6 @@ def check_data(config: TrainConfig, sections: dict[str, Any], out: Path) -> int:
         training_sheet(data, out / "samples.png", config.canvases(sections["darknet53"].input_size)[-1])
         print(f"{out / 'data.png'}: images as labelled; {out / 'samples.png'}: samples as the network sees them")
     return int(any(report.faults for report, _ in checked))
-
-
-def choose_device(device: str) -> str:
-    """What "auto" stands for."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: 'cuda' asked for, but no CUDA device is available")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def train(sections: dict[str, Any], out: Path, device: str, workers: int, resumed: dict[str, Any] | None) -> None:
@@ -387,7 +380,9 @@ def describe(sources: list[Source], teacher: str, out: Path, place: torch.device
     """
     if not main_process:
         parallel.wait()  # the first process computes what the others read
-    encoder = load_osnet(teacher).to(place)
+    encoder = load_encoder(teacher).to(place)
+    if encoder.embedding_dim != TEACHER_DIM:
+        raise ValueError(f"{teacher}: expected a teacher with embeddings of {TEACHER_DIM}, got {encoder.embedding_dim}")
     for source in sources:
         if source.crops:
             source.teacher = [np.zeros((len(rows), TEACHER_DIM), np.float16) for rows in source.labels]

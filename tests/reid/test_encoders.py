@@ -1,259 +1,259 @@
-"""OSNet and crop encoding: published weights, figures of the published implementation, errors."""
+"""Encoders: pooling, necks, parts, what is compared; files and their errors."""
 
-import copy
-from pathlib import Path
+import json
+import re
+from dataclasses import asdict, replace
 
-import cv2
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import save_file
+from torch.nn import functional as F
 
-from reid.datasets import read_market
-from reid.encoders import IMAGENET_MEAN, IMAGENET_STD, LiteConv, OSNet, encode_crops, load_osnet
-from reid.ranking import evaluate_ranking
+from reid.encoders import (
+    ENCODERS,
+    FORMAT,
+    EncoderConfig,
+    GeneralisedMean,
+    build_encoder,
+    load_backbone,
+    load_encoder,
+    open_encoder,
+    save_encoder,
+)
 
-
-def weights(shared: Path, name: str) -> Path:
-    return shared / "data" / "weights" / f"osnet_x0_25_{name}.pth"
-
-
-def n_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+SIZE = (64, 32)
+SMALL = EncoderConfig(name="osnet_x0_25", input_size=SIZE)
+IMAGES = torch.randn(3, 3, *SIZE, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
-def small() -> OSNet:
-    torch.manual_seed(0)
-    return OSNet(width=0.25, embedding_dim=32).eval()
+def resnet():
+    return build_encoder(EncoderConfig(input_size=SIZE), seed=0).eval()
 
 
-@pytest.fixture
-def crops() -> list[np.ndarray]:
-    rng = np.random.default_rng(0)
-    return [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((256, 128), (40, 20), (600, 90))]
+def test_names_are_the_issues():
+    for name in ("resnet50", "resnet50_ibn", "densenet121", "efficientnet_b4", "hrnet18", "vit_small"):
+        assert name in ENCODERS
+    assert {"convnext_base", "swin_base", "swinv2_base", "osnet_x0_25", "osnet_x1_0"} < set(ENCODERS)
 
 
-class Mean(nn.Module):
-    """An encoder whose embedding says what it was given: the mean colour of the normalised image."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones(()))
-        self.seen: list[tuple[int, ...]] = []
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.seen.append(tuple(images.shape))
-        return images.mean(dim=(2, 3)) * self.gain
-
-
-def test_parameter_counts():
-    """2.2 M and 0.2 M parameters, as the paper's table of model widths says."""
-    assert n_parameters(OSNet(1.0)) == 2_169_508
-    assert n_parameters(OSNet(0.25)) == 201_864
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_streams_see_omni_scales(count):
-    """A stack of t lite convolutions sees 2t + 1 pixels (paper, eq. 2)."""
-    torch.manual_seed(0)
-    image = torch.zeros(1, 4, 15, 15, requires_grad=True)
-    stack = nn.Sequential(*(LiteConv(4) for _ in range(count))).eval()
-    for lite in stack:  # positive weights keep the ReLUs open, so that every pixel in reach has a gradient
-        for parameter in lite.parameters():
-            parameter.data.abs_().add_(0.1)
-    stack(image)[0, :, 7, 7].sum().backward()
-    assert (image.grad[0].abs().sum(dim=(0, 1)) > 0).sum() == 2 * count + 1
-
-
-@pytest.mark.parametrize("width", [0.25, 1.0])
-def test_forward_shape_and_gradient(width):
-    encoder = OSNet(width, embedding_dim=16)
-    output = encoder(torch.rand(2, 3, 64, 32))
-    assert output.shape == (2, 16)
-    output.sum().backward()
-    assert all(parameter.grad is not None for parameter in encoder.parameters())
-
-
-@pytest.mark.parametrize("width", [0.0, 0.005, -1.0])
-def test_width_without_channels_is_an_error(width):
-    with pytest.raises(ValueError, match="width: expected at least"):
-        OSNet(width)
-
-
-@pytest.mark.shared
 @pytest.mark.parametrize(
-    ("name", "head", "total"),
+    ("change", "message"),
     [
-        ("market1501", [0, 0, 0.7707857, 0.2613827, 0, 0, 0.7250534, 0.4325445], 243.30426),
-        ("msmt17", [1.5335245, 0.0000928, 0, 0.8348550, 0.8252437, 0, 0.4163741, 0.2157276], 439.22003),
+        ({"name": "resnet51"}, "name: expected one of resnet50, .*, got 'resnet51'"),
+        ({"pooling": "max"}, "pooling: expected one of average, gem, got 'max'"),
+        ({"neck": "big"}, "neck: expected one of bn, linear, none, got 'big'"),
+        ({"compared": "raw"}, "compared: expected one of necked, pooled, got 'raw'"),
+        ({"last_stride": 3}, "last_stride: expected one of 1, 2, got 3"),
+        ({"embedding_size": 0}, "embedding_size: expected at least 1, got 0"),
+        ({"parts": 0}, "parts: expected at least 1, got 0"),
+        ({"dropout": 1.0}, r"dropout: expected a number in \[0, 1\), got 1.0"),
+        ({"input_size": (0, 32)}, r"input_size: .* positive multiples of 1 for resnet50, got \(0, 32\)"),
+        ({"name": "swin_base", "input_size": (250, 128)}, r"multiples of 32 for swin_base, got \(250, 128\)"),
+        ({"name": "hrnet18", "last_stride": 2}, "last_stride: expected 1 for hrnet18"),
+        ({"name": "swinv2_base", "pooling": "gem"}, "pooling: expected average for swinv2_base"),
+        ({"name": "osnet_x1_0", "parts": 6}, "parts: expected 1 for osnet_x1_0"),
     ],
 )
-def test_equals_published_implementation(shared: Path, name, head, total):
-    """Figures recorded from torchreid 0.2.5 with the same weights and input."""
-    encoder = load_osnet(weights(shared, name))
-    assert not encoder.training
-    image = torch.randn(1, 3, 256, 128, generator=torch.Generator().manual_seed(7))
-    with torch.no_grad():
-        output = encoder(image)[0]
-    np.testing.assert_allclose(output[:8], head, rtol=1e-4, atol=1e-5)
-    assert float(output.sum()) == pytest.approx(total, rel=1e-4)
+def test_settings_that_cannot_be_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        EncoderConfig(**change)
 
 
-@pytest.mark.shared
-@pytest.mark.parametrize(("name", "rank_1", "mean_ap"), [("market1501", 3 / 24, 0.2024), ("msmt17", 5 / 24, 0.3180)])
-def test_scores_on_pku_reid(shared: Path, name, rank_1, mean_ap):
-    """A regression on real crops of 12 people the weights have never seen; one query may change its place."""
-    root = shared / "data" / "reid" / "pku_market_layout"
-    query, gallery = read_market(root, "query"), read_market(root, "gallery")
-    encoder = load_osnet(weights(shared, name))
-    query_embeddings, gallery_embeddings = (
-        encode_crops(encoder, [cv2.imread(str(path)) for path in images.paths]) for images in (query, gallery)
-    )
-    distances = 1 - query_embeddings @ gallery_embeddings.T
-    result = evaluate_ranking(distances, query.pids, gallery.pids, query.camids, gallery.camids)
-    assert result.valid_queries == 24
-    assert result.cmc[0] == pytest.approx(rank_1, abs=1.01 / 24)
-    assert result.mean_ap == pytest.approx(mean_ap, abs=0.01)
+def test_generalised_mean_lies_between_mean_and_maximum():
+    x = torch.rand(2, 5, 4, 3)
+    assert GeneralisedMean(1.0)(x).shape == (2, 5, 1, 1)
+    torch.testing.assert_close(GeneralisedMean(1.0)(x)[..., 0, 0], x.mean(dim=(2, 3)))
+    torch.testing.assert_close(GeneralisedMean(200.0)(x)[..., 0, 0], x.amax(dim=(2, 3)), rtol=0.02, atol=0)
+    oracle = torch.tensor([[sum(float(v) ** 3 for v in c.flatten()) / 12 for c in image] for image in x]) ** (1 / 3)
+    torch.testing.assert_close(GeneralisedMean(3.0)(x)[..., 0, 0], oracle)
 
 
-@pytest.mark.parametrize(("width", "dim"), [(0.25, 32), (0.5, 64)])
-def test_load_reads_size_from_file_and_drops_classifier(tmp_path, width, dim):
-    saved = OSNet(width, dim).eval()
-    path = tmp_path / "osnet.pth"
-    torch.save({**saved.state_dict(), "classifier.weight": torch.ones(3, dim), "classifier.bias": torch.ones(3)}, path)
-    loaded = load_osnet(path)
-    assert loaded.state_dict().keys() == saved.state_dict().keys()
-    image = torch.rand(2, 3, 64, 32)
-    torch.testing.assert_close(loaded(image), saved(image))
+def test_generalised_mean_of_what_is_not_positive_has_a_gradient():
+    pool = GeneralisedMean()
+    x = torch.tensor([[-1.0, 0.0], [0.0, -3.0]]).view(1, 1, 2, 2).requires_grad_()
+    pool(x).sum().backward()
+    assert torch.isfinite(pool.p.grad).all()
+    assert torch.isfinite(x.grad).all()
+    assert pool(x).item() == pytest.approx(1e-6, rel=1e-3)
 
 
-def test_load_names_what_does_not_fit(small, tmp_path):
-    state = dict(small.state_dict())
-    del state["conv4.1.gate.fc2.bias"]
-    state["conv9.weight"] = torch.zeros(1)
-    state["conv5.bn.bias"] = torch.zeros(7)
-    path = tmp_path / "wrong.pth"
-    torch.save(state, path)
-    with pytest.raises(ValueError, match="not an OSNet state dict") as error:
-        load_osnet(path)
-    message = str(error.value)
-    assert str(path) in message
-    assert "missing: conv4.1.gate.fc2.bias" in message
-    assert "unexpected: conv9.weight" in message
-    assert "mis-shaped: conv5.bn.bias (7,) instead of (128,)" in message
+def test_generalised_mean_in_half_precision_does_not_overflow():
+    x = torch.full((1, 1, 2, 2), 100.0, dtype=torch.float16)  # 100 ** 3 is beyond float16
+    pooled = GeneralisedMean()(x)
+    assert pooled.dtype == torch.float16
+    assert pooled.item() == pytest.approx(100, rel=1e-2)
 
 
-@pytest.mark.parametrize("key", ["conv1.conv.weight", "fc.0.weight"])
-@pytest.mark.parametrize("shape", [(), (4,), (0, 0), (0, 0, 0, 0)])
-def test_load_survives_odd_shapes_where_it_reads_the_size(small, tmp_path, key, shape):
-    path = tmp_path / "wrong.pth"
-    torch.save({**small.state_dict(), key: torch.zeros(shape)}, path)
-    with pytest.raises(ValueError, match=str(path)):
-        load_osnet(path)
+@torch.no_grad()
+def test_average_is_of_the_map_and_the_neck_follows(resnet):
+    raw, necked = resnet.features(IMAGES)
+    assert raw.shape == necked.shape == (3, 1, 2048)
+    torch.testing.assert_close(raw[:, 0], resnet.feature_map(IMAGES).mean(dim=(2, 3)))
+    torch.testing.assert_close(necked[:, 0], resnet.necks[0](raw[:, 0]))
+    torch.testing.assert_close(resnet(IMAGES), necked[:, 0])
+    assert (resnet.raw_dim, resnet.necked_dim, resnet.embedding_dim) == (2048, 2048, 2048)
 
 
-@pytest.mark.parametrize(
-    ("content", "got"),
-    [({"state_dict": {}, "epoch": 3}, "a dict of epoch, state_dict"), ([1, 2], "got list")],
-)
-def test_load_of_other_content_says_what_it_got(tmp_path, content, got):
-    path = tmp_path / "other.pth"
-    torch.save(content, path)
-    with pytest.raises(ValueError, match=got):
-        load_osnet(path)
+@torch.no_grad()
+def test_parts_have_necks_of_their_own_and_unit_length():
+    config = EncoderConfig(input_size=SIZE, parts=4, neck="linear", embedding_size=8, pooling="gem")
+    encoder = build_encoder(config, seed=0).eval()
+    raw, necked = encoder.features(IMAGES)
+    assert (raw.shape, necked.shape, encoder.embedding_dim) == ((3, 4, 2048), (3, 4, 8), 32)
+    for part in range(4):
+        row = encoder.feature_map(IMAGES)[:, :, part].clamp(min=1e-6).pow(3).mean(dim=2).pow(1 / 3)
+        torch.testing.assert_close(raw[:, part], row)
+        torch.testing.assert_close(necked[:, part], encoder.necks[part](raw[:, part]))
+    torch.testing.assert_close(encoder(IMAGES).view(3, 4, 8).norm(dim=2), torch.ones(3, 4))
+    torch.testing.assert_close(encoder(IMAGES), torch.cat([F.normalize(necked[:, i]) for i in range(4)], dim=1))
 
 
-@pytest.mark.parametrize("content", [b"", b"plain text, not weights", b"PK\x03\x04 cut short"])
-def test_load_of_a_file_torch_cannot_read(tmp_path, content):
-    path = tmp_path / "broken.pth"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"{path}: expected an OSNet state dict"):
-        load_osnet(path)
+@torch.no_grad()
+def test_pooled_features_can_be_compared():
+    encoder = build_encoder(replace(SMALL, compared="pooled", neck="linear", embedding_size=8), seed=0).eval()
+    raw, necked = encoder.features(IMAGES)
+    assert (encoder.embedding_dim, encoder.necked_dim) == (512, 8)
+    torch.testing.assert_close(encoder(IMAGES), raw[:, 0])
+    assert necked.shape == (3, 1, 8)
 
 
-def test_load_of_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.pth: no such weights file"):
-        load_osnet(tmp_path / "none.pth")
+@torch.no_grad()
+def test_osnet_ends_in_its_own_layer_whatever_pools():
+    encoder = build_encoder(replace(SMALL, neck="none"), seed=0).eval()
+    mean = encoder.feature_map(IMAGES).mean(dim=(2, 3))
+    torch.testing.assert_close(encoder(IMAGES), encoder.backbone.fc(mean))
+    gem = build_encoder(replace(SMALL, neck="none", pooling="gem"), seed=0).eval()
+    pooled = gem.feature_map(IMAGES).clamp(min=1e-6).pow(3).mean(dim=(2, 3)).pow(1 / 3)
+    torch.testing.assert_close(gem(IMAGES), gem.backbone.fc(pooled))
 
 
-class Malicious:
-    """Unpickling this would create a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return (Path.touch, (self.path,))
-
-
-def test_load_never_runs_code_of_the_file(tmp_path):
-    torch.save({"conv1.conv.weight": Malicious(tmp_path / "ran")}, tmp_path / "bad.pth")
-    with pytest.raises(ValueError, match="expected an OSNet state dict"):
-        load_osnet(tmp_path / "bad.pth")
-    assert not (tmp_path / "ran").exists()
+@torch.no_grad()
+def test_vit_gives_its_class_token_and_a_map_of_the_others():
+    config = EncoderConfig(name="vit_small", input_size=SIZE, neck="none")
+    encoder = build_encoder(config, seed=0).eval()
+    tokens = encoder.backbone.model.forward_features(IMAGES)
+    torch.testing.assert_close(encoder(IMAGES), tokens[:, 0])
+    feature_map = encoder.feature_map(IMAGES)
+    assert feature_map.shape == (3, 384, 4, 2)
+    torch.testing.assert_close(feature_map[:, :, 1, 0], tokens[:, 3])  # two patches a row, behind the class token
 
 
-def test_encode_gives_unit_rows_in_order(small, crops):
-    embeddings = encode_crops(small, crops)
-    assert (embeddings.shape, embeddings.dtype) == ((3, 32), np.float32)
-    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
-    np.testing.assert_allclose(encode_crops(small, crops[::-1]), embeddings[::-1], atol=1e-5)
+@torch.no_grad()
+def test_swin_averages_its_tokens():
+    encoder = build_encoder(EncoderConfig(name="swin_tiny", input_size=SIZE, neck="none"), seed=0).eval()
+    torch.testing.assert_close(encoder(IMAGES), encoder.backbone.model(IMAGES))
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 64])
-def test_encode_does_not_depend_on_batching(small, crops, batch_size):
-    np.testing.assert_allclose(encode_crops(small, crops, batch_size), encode_crops(small, crops), atol=1e-5)
+def test_dropout_is_for_training_and_the_neck_shift_is_not_learned():
+    encoder = build_encoder(replace(SMALL, dropout=0.5), seed=0)
+    _, necked = encoder.features(IMAGES)
+    assert (necked == 0).float().mean() == pytest.approx(0.5, abs=0.1)
+    assert (encoder.eval().features(IMAGES)[1] == 0).float().mean() < 0.1
+    necked.sum().backward()
+    assert [k for k, v in encoder.named_parameters() if v.grad is None] == ["necks.0.norm.bias"]
 
 
-def test_encode_feeds_resized_normalised_rgb(crops):
-    encoder = Mean().eval()
-    plain = np.full((40, 20, 3), (10, 120, 250), np.uint8)  # blue, green, red
-    expected = (np.array([250, 120, 10]) / 255 - IMAGENET_MEAN) / IMAGENET_STD
-    np.testing.assert_allclose(encode_crops(encoder, [plain])[0], expected / np.linalg.norm(expected), atol=1e-5)
-    encode_crops(encoder, crops, batch_size=2)
-    assert encoder.seen == [(1, 3, 256, 128), (2, 3, 256, 128), (1, 3, 256, 128)]
-
-
-def test_encode_takes_views(small, crops):
-    view = crops[2][100:500:2, ::-1]
-    np.testing.assert_allclose(encode_crops(small, [view]), encode_crops(small, [view.copy()]), atol=1e-6)
-
-
-def test_encode_of_no_crops(small):
-    assert encode_crops(small, []).shape == (0, 32)
+def test_a_seed_gives_the_same_weights_and_leaves_the_generator():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, second, other = (build_encoder(SMALL, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert not torch.equal(first["backbone.conv1.conv.weight"], other["backbone.conv1.conv.weight"])
 
 
 @pytest.mark.parametrize(
-    "bad",
+    "config",
     [
-        np.zeros((40, 20), np.uint8),
-        np.zeros((40, 20, 4), np.uint8),
-        np.zeros((40, 20, 3), np.float32),
-        np.zeros((0, 20, 3), np.uint8),
+        replace(SMALL, neck="linear", embedding_size=7, pooling="gem", dropout=0.1),
+        EncoderConfig(input_size=SIZE, parts=2, last_stride=2, compared="pooled"),
     ],
 )
-def test_encode_names_the_bad_crop(small, crops, bad):
-    with pytest.raises(ValueError, match=r"crops\[1\]: expected uint8 \(h, w, 3\)"):
-        encode_crops(small, [crops[0], bad])
+def test_a_file_is_enough_to_rebuild(tmp_path, config):
+    path = tmp_path / "new" / "encoder.safetensors"
+    encoder = build_encoder(config, seed=0)
+    encoder.train()(IMAGES)  # running statistics that are not the initial ones
+    encoder.eval()
+    save_encoder(path, encoder, {"why": "test"})
+    opened = open_encoder(path)
+    loaded = opened.encoder
+    assert (set(opened.loaded), opened.left_out) == (set(loaded.state_dict()), ())
+    assert loaded.config == config
+    assert not loaded.training
+    assert torch.equal(loaded(IMAGES), encoder(IMAGES))
+    assert [p.name for p in path.parent.iterdir()] == ["encoder.safetensors"]
 
 
-def test_encode_rejects_training_mode_and_empty_batches(crops):
-    with pytest.raises(ValueError, match="encoder: expected eval mode"):
-        encode_crops(Mean(), crops)
-    with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
-        encode_crops(Mean().eval(), crops, batch_size=0)
+def test_what_a_file_says_can_be_overruled(tmp_path, resnet):
+    path = tmp_path / "encoder.safetensors"
+    save_encoder(path, resnet)
+    loaded = load_encoder(path, last_stride=2, input_size=(96, 48))
+    assert (loaded.config.last_stride, loaded.config.input_size) == (2, (96, 48))
+    assert loaded.feature_map(IMAGES).shape[2:] == (2, 1)
 
 
-@pytest.mark.parametrize("gain", [0.0, float("nan"), float("inf")])
-def test_encode_names_the_crop_without_a_usable_embedding(crops, gain):
-    encoder = Mean().eval()
-    encoder.gain.data.fill_(gain)
-    with pytest.raises(ValueError, match=r"crops\[0\]: expected a finite, non-zero embedding"):
-        encode_crops(encoder, crops)
+def test_loading_never_fetches_weights(tmp_path):
+    path = tmp_path / "encoder.safetensors"
+    encoder = build_encoder(SMALL, seed=0)
+    encoder.config = replace(SMALL, pretrained=True)  # OSNet has none: building it so is an error
+    save_encoder(path, encoder)
+    assert load_encoder(path).config.pretrained is False
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_encode_on_cuda_equals_cpu(small, crops):
-    np.testing.assert_allclose(encode_crops(copy.deepcopy(small).cuda(), crops), encode_crops(small, crops), atol=1e-3)
+def test_a_backbone_is_taken_over_without_the_neck(tmp_path):
+    path = tmp_path / "encoder.safetensors"
+    source = build_encoder(replace(SMALL, neck="none"), seed=1)
+    save_encoder(path, source)
+    encoder = build_encoder(SMALL, seed=2)
+    neck = encoder.necks[0].norm.weight.clone()
+    assert load_backbone(encoder, path) == len(source.backbone.state_dict())
+    assert all(torch.equal(v, source.backbone.state_dict()[k]) for k, v in encoder.backbone.state_dict().items())
+    assert torch.equal(encoder.necks[0].norm.weight, neck)
+    other = build_encoder(EncoderConfig(name="osnet_x0_5", input_size=SIZE))
+    with pytest.raises(ValueError, match="expected the backbone osnet_x0_5, got osnet_x0_25"):
+        load_backbone(other, path)
+
+
+def test_files_that_are_no_encoders_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"none\.safetensors: no such weights file"):
+        load_encoder(tmp_path / "none.safetensors")
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"not tensors at all")
+    with pytest.raises(ValueError, match=r"broken\.safetensors: not a readable safetensors file"):
+        load_encoder(broken)
+    other = tmp_path / "other.safetensors"
+    save_file({"x": torch.zeros(1)}, other, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"other.safetensors: expected a {FORMAT} file, got format 'pt'"):
+        load_encoder(other)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "resnet51"}, "unreadable encoder configuration .*resnet51"),
+        ({"unheard": 1}, "unreadable encoder configuration .*unheard"),
+        ({"input_size": 3}, "unreadable encoder configuration"),
+        ({"name": "osnet_x0_5"}, "weights do not fit.*backbone.conv1.conv.weight: expected .*, got "),
+        ({"neck": "none"}, r"5 unexpected \(necks.0.norm"),
+        ({"neck": "linear"}, r"2 missing \(necks.0.linear.weight, necks.0.linear.bias\)"),
+    ],
+)
+def test_files_that_do_not_fit_say_where(tmp_path, change, message):
+    path = tmp_path / "wrong.safetensors"
+    settings = asdict(SMALL) | change
+    save_file(build_encoder(SMALL, seed=0).state_dict(), path, {"format": FORMAT, "encoder": json.dumps(settings)})
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))}: .*{message}"):
+        load_encoder(path)
+
+
+def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "encoder.safetensors"
+    encoder = build_encoder(SMALL, seed=0)
+    save_encoder(path, encoder)
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        save_encoder(path, encoder, {"cannot": np.zeros(3)})
+    assert path.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1

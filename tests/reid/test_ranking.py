@@ -4,14 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from reid import ranking
+from reid.distances import FeatureDistances
 from reid.ranking import evaluate_ranking
 
 
 def rank_by_loops(distances, query_pids, gallery_pids, query_camids, gallery_camids):
-    """Market-1501's rules, one image at a time."""
-    aps, trapezoids, firsts = [], [], []
+    """Market-1501's rules, one image at a time; None where no query has a match."""
+    aps, trapezoids, penalties, firsts = [], [], [], []
     for q in range(len(query_pids)):
         ranked = []
         for g in sorted(range(len(gallery_pids)), key=lambda g: distances[q][g]):
@@ -20,6 +24,8 @@ def rank_by_loops(distances, query_pids, gallery_pids, query_camids, gallery_cam
                 continue
             ranked.append(bool(same_pid))
         if True not in ranked:
+            aps.append(np.nan)
+            firsts.append(-1)
             continue
         hits, before, precisions, areas = 0, 1.0, [], []
         for rank, hit in enumerate(ranked, start=1):
@@ -27,12 +33,34 @@ def rank_by_loops(distances, query_pids, gallery_pids, query_camids, gallery_cam
             if hit:
                 precisions.append(hits / rank)
                 areas.append((before + hits / rank) / 2)
+                last = rank
             before = hits / rank
         aps.append(sum(precisions) / hits)
         trapezoids.append(sum(areas) / hits)
+        penalties.append(hits / last)
         firsts.append(ranked.index(True))
-    cmc = [sum(first <= k for first in firsts) / len(firsts) for k in range(len(gallery_pids))]
-    return sum(aps) / len(aps), sum(trapezoids) / len(trapezoids), cmc, len(aps)
+    valid = len(trapezoids)
+    if not valid:
+        return None
+    cmc = [sum(0 <= first <= k for first in firsts) / valid for k in range(len(gallery_pids))]
+    return aps, sum(trapezoids) / valid, sum(penalties) / valid, cmc, [first + 1 for first in firsts]
+
+
+def assert_equals_loops(case):
+    expected = rank_by_loops(*case)
+    if expected is None:
+        with pytest.raises(ValueError, match="query_pids: expected a query with a match"):
+            evaluate_ranking(*case)
+        return
+    aps, trapezoid, penalty, cmc, firsts = expected
+    result = evaluate_ranking(*case)
+    assert result.mean_ap == pytest.approx(np.nanmean(aps), abs=1e-12)
+    assert result.mean_ap_trapezoid == pytest.approx(trapezoid, abs=1e-12)
+    assert result.mean_inp == pytest.approx(penalty, abs=1e-12)
+    np.testing.assert_allclose(result.cmc, cmc, atol=1e-12)
+    np.testing.assert_allclose(result.average_precisions, aps, atol=1e-12)
+    np.testing.assert_array_equal(result.first_ranks, firsts)
+    assert (result.queries, result.valid_queries) == (len(aps), np.isfinite(aps).sum())
 
 
 def random_case(seed, n_query=40, n_gallery=90):
@@ -46,24 +74,72 @@ def random_case(seed, n_query=40, n_gallery=90):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_equals_loops(seed):
-    case = random_case(seed)
-    mean_ap, trapezoid, cmc, valid = rank_by_loops(*case)
-    result = evaluate_ranking(*case)
-    assert result.mean_ap == pytest.approx(mean_ap, abs=1e-12)
-    assert result.mean_ap_trapezoid == pytest.approx(trapezoid, abs=1e-12)
-    np.testing.assert_allclose(result.cmc, cmc, atol=1e-12)
-    assert result.valid_queries == valid < len(case[1])
+    assert_equals_loops(random_case(seed))
 
 
-def test_batches_do_not_change_the_result(monkeypatch):
+@st.composite
+def cases(draw):
+    """Few identities in a small gallery with junk and distractors; ties; one camera, a few, or two-digit numbers."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n_query, n_gallery = draw(st.integers(1, 8)), draw(st.integers(1, 30))
+    levels = draw(st.sampled_from([1, 2, 5, 1000]))
+    distances = rng.integers(0, levels, (n_query, n_gallery)) / levels
+    distances = distances.astype(draw(st.sampled_from([np.float32, np.float64])))
+    distances[rng.random(distances.shape) < draw(st.sampled_from([0, 0.2]))] = np.inf
+    cameras = np.array(draw(st.sampled_from([[1], [1, 2], [1, 2, 3], [1, 10, 11, 15]])))
+    pids = rng.integers(1, 5, n_query), rng.integers(-1, 5, n_gallery)
+    return distances, *pids, rng.choice(cameras, n_query), rng.choice(cameras, n_gallery)
+
+
+@settings(deadline=None, max_examples=200)
+@given(cases())
+def test_equals_loops_on_any_case(case):
+    assert_equals_loops(case)
+
+
+def test_blocks_do_not_change_the_result(monkeypatch):
     case = random_case(0)
     whole = evaluate_ranking(*case)
-    monkeypatch.setattr(ranking, "_BATCH_ELEMENTS", 7 * case[0].shape[1])  # 40 queries: last batch is short
+    monkeypatch.setattr(ranking, "_BLOCK_ELEMENTS", 7 * case[0].shape[1])  # 40 queries: last block is short
     parts = evaluate_ranking(*case)
-    assert parts.mean_ap == pytest.approx(whole.mean_ap, abs=1e-12)
-    assert parts.mean_ap_trapezoid == pytest.approx(whole.mean_ap_trapezoid, abs=1e-12)
+    assert parts.figures() == whole.figures()
     np.testing.assert_array_equal(parts.cmc, whole.cmc)
-    assert parts.valid_queries == whole.valid_queries
+
+
+def test_no_more_rows_than_the_memory_allows_are_asked_for(monkeypatch):
+    distances, *labels = random_case(0)
+    asked = []
+
+    class Rows:
+        shape = distances.shape
+
+        def __getitem__(self, rows):
+            asked.append(len(range(*rows.indices(len(distances)))))
+            return distances[rows]
+
+    monkeypatch.setattr(ranking, "_BLOCK_ELEMENTS", 11 * distances.shape[1] + 1)
+    assert evaluate_ranking(Rows(), *labels).figures() == evaluate_ranking(distances, *labels).figures()
+    assert asked == [11, 11, 11, 7]
+
+
+def test_kinds_of_numbers_do_not_change_the_result():
+    distances, *labels = random_case(1)  # of one digit each
+    expected = evaluate_ranking(distances, *labels).figures()
+    tens = (distances * 10).round().astype(int)
+    for same in (tens, torch.from_numpy(distances), torch.from_numpy(tens).bfloat16(), tens.astype(np.float16)):
+        assert evaluate_ranking(same, *labels).figures() == expected
+    assert evaluate_ranking(tens, *(each.astype(np.int32) for each in labels)).figures() == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_gives_the_same_scores():
+    for seed in range(4):
+        distances, *labels = random_case(seed)
+        expected = evaluate_ranking(distances, *labels)
+        found = evaluate_ranking(torch.from_numpy(distances).cuda(), *labels)
+        np.testing.assert_array_equal(found.average_precisions, expected.average_precisions)
+        assert found.figures() == expected.figures()
 
 
 @pytest.mark.shared
@@ -73,7 +149,9 @@ def test_equals_recorded_reference_scores(shared: Path):
         labels = [recorded[f"{side}_{kind}"] for kind in ("pids", "camids") for side in ("query", "gallery")]
         keys = ("mAP", "mAP_trapezoid", "cmc", "cmc_trapezoid_repo")
         expected = {key: recorded[key] for key in keys}
+    computed = evaluate_ranking(FeatureDistances(query.astype(np.float32), gallery.astype(np.float32)), *labels)
     result = evaluate_ranking(-query @ gallery.T, *labels)
+    assert computed.figures() == pytest.approx(result.figures(), abs=1e-7)
     assert result.mean_ap == pytest.approx(float(expected["mAP"]), abs=1e-6)
     np.testing.assert_allclose(result.cmc[:20], expected["cmc"], atol=1e-6)
     # The recorded trapezoid figures count a query without a match as zero; here such a query is skipped.
@@ -90,8 +168,36 @@ def test_worked_by_hand():
     result = evaluate_ranking(distances, np.array([5]), gallery_pids, np.array([1]), gallery_camids)
     assert result.mean_ap == pytest.approx((1 / 2 + 2 / 4) / 2)
     assert result.mean_ap_trapezoid == pytest.approx(((0 + 1 / 2) / 2 + (1 / 3 + 2 / 4) / 2) / 2)
+    assert result.mean_inp == pytest.approx(2 / 4)
     np.testing.assert_allclose(result.cmc, [0, 1, 1, 1, 1, 1])
-    assert result.valid_queries == 1
+    assert (result.valid_queries, result.first_ranks.tolist()) == (1, [2])
+
+
+def test_figures_are_labelled():
+    result = evaluate_ranking(*random_case(0))
+    figures = result.figures((1, 10, 5000))
+    assert list(figures) == [
+        "mAP",
+        "mAP_trapezoid",
+        "rank-1",
+        "rank-10",
+        "rank-5000",
+        "mINP",
+        "queries",
+        "valid_queries",
+    ]
+    assert (figures["mAP"], figures["mAP_trapezoid"]) == (result.mean_ap, result.mean_ap_trapezoid)
+    assert (figures["rank-10"], figures["rank-5000"]) == (result.cmc[9], 1)
+    assert (figures["queries"], figures["valid_queries"]) == (40, result.valid_queries)
+    with pytest.raises(ValueError, match="ranks: expected numbers from 1"):
+        result.figures((0, 1))
+
+
+def test_equal_distances_rank_in_gallery_order():
+    """All the same: the match stands where it stands in the gallery, less what is left out before it."""
+    pids, camids = np.array([-1, 3, 2, 1, 2]), np.array([2, 2, 1, 2, 2])
+    result = evaluate_ranking(np.zeros((1, 5), np.float32), np.array([2]), pids, np.array([1]), camids)
+    assert result.first_ranks.tolist() == [3]
 
 
 def test_perfect_ranking_scores_one():
@@ -131,9 +237,22 @@ def test_wrong_length_is_named(place, name):
         evaluate_ranking(*case)
 
 
+def test_wrong_distances_are_refused():
+    with pytest.raises(ValueError, match=r"distances: expected shape \(Q, G\), got \(3,\)"):
+        evaluate_ranking(np.zeros(3), *random_case(0)[1:])
+
+
+@pytest.mark.parametrize("pid", [0, -1])
+def test_a_query_that_is_nobody_is_refused(pid):
+    distances, query_pids, *labels = random_case(0)
+    query_pids[5] = pid
+    with pytest.raises(ValueError, match=rf"query_pids: expected identities from 1 .* got {pid} at \[5\]"):
+        evaluate_ranking(distances, query_pids, *labels)
+
+
 def test_nan_distance_is_placed(monkeypatch):
     distances, *labels = random_case(0)
     distances[33, 4] = np.nan
-    monkeypatch.setattr(ranking, "_BATCH_ELEMENTS", 10 * distances.shape[1])
+    monkeypatch.setattr(ranking, "_BLOCK_ELEMENTS", 10 * distances.shape[1])
     with pytest.raises(ValueError, match=r"NaN at \[33, 4\]"):
         evaluate_ranking(distances, *labels)

@@ -6,10 +6,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 
 import reid.teacher
-from reid.encoders import OSNet, encode_crops
+from reid.crops import encode_crops
+from reid.encoders import Encoder, EncoderConfig, build_encoder
 from reid.teacher import TEACHER_DIM, describe_boxes
 from tests.detector.scenes import noise
 
@@ -28,9 +28,8 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def encoder() -> OSNet:
-    torch.manual_seed(0)
-    return OSNet(0.25).eval()
+def encoder() -> Encoder:
+    return build_encoder(EncoderConfig("osnet_x0_25", neck="none"), seed=0).eval()
 
 
 @pytest.fixture
@@ -54,7 +53,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many crops the encoder was given each time."""
     counts: list[int] = []
 
-    def count(encoder: torch.nn.Module, crops: list[np.ndarray]) -> np.ndarray:
+    def count(encoder: Encoder, crops: list[np.ndarray]) -> np.ndarray:
         counts.append(len(crops))
         return encode_crops(encoder, crops)
 
@@ -63,7 +62,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_embeddings_are_those_of_crops_cut_by_hand(
-    encoder: OSNet, weights: Path, images: list[Path], tmp_path: Path
+    encoder: Encoder, weights: Path, images: list[Path], tmp_path: Path
 ) -> None:
     found = describe_boxes(encoder, weights, images, ROWS, tmp_path, "people")
     assert [(rows.shape, rows.dtype.name) for rows in found] == [((n, TEACHER_DIM), "float16") for n in (2, 0, 4)]
@@ -77,7 +76,7 @@ def test_embeddings_are_those_of_crops_cut_by_hand(
 
 
 def test_the_teacher_is_asked_once(
-    encoder: OSNet, weights: Path, images: list[Path], tmp_path: Path, asked: list[int]
+    encoder: Encoder, weights: Path, images: list[Path], tmp_path: Path, asked: list[int]
 ) -> None:
     """And again when an image, a box or the teacher is another; identities do not matter."""
 
@@ -108,11 +107,11 @@ def test_the_teacher_is_asked_once(
     assert asked == [3, 3, 3, 3]
     assert not np.array_equal(first[0][0], changed[0][0])
     assert np.array_equal(first[2], changed[2])
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_a_region_that_becomes_a_person_is_described(
-    encoder: OSNet, weights: Path, images: list[Path], tmp_path: Path
+    encoder: Encoder, weights: Path, images: list[Path], tmp_path: Path
 ) -> None:
     regions = [rows.copy() for rows in ROWS]
     regions[0][0, 0] = -1
@@ -121,7 +120,12 @@ def test_a_region_that_becomes_a_person_is_described(
 
 
 def test_many_images_are_described_in_parts(
-    encoder: OSNet, weights: Path, images: list[Path], tmp_path: Path, asked: list[int], monkeypatch: pytest.MonkeyPatch
+    encoder: Encoder,
+    weights: Path,
+    images: list[Path],
+    tmp_path: Path,
+    asked: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = describe_boxes(encoder, weights, images, ROWS, tmp_path, "people")
     monkeypatch.setattr(reid.teacher, "CHUNK", 2)
@@ -132,7 +136,7 @@ def test_many_images_are_described_in_parts(
 
 
 def test_nobody_to_describe(
-    encoder: OSNet, weights: Path, images: list[Path], tmp_path: Path, asked: list[int]
+    encoder: Encoder, weights: Path, images: list[Path], tmp_path: Path, asked: list[int]
 ) -> None:
     rows = [np.zeros((0, 6)), ROWS[0][1:], np.zeros((0, 6))]
     found = describe_boxes(encoder, weights, images, rows, tmp_path, "people")
@@ -141,7 +145,7 @@ def test_nobody_to_describe(
     assert asked == []
 
 
-def test_an_unreadable_image_is_named(encoder: OSNet, weights: Path, images: list[Path], tmp_path: Path) -> None:
+def test_an_unreadable_image_is_named(encoder: Encoder, weights: Path, images: list[Path], tmp_path: Path) -> None:
     images[2].write_text("no picture")
     with pytest.raises(ValueError, match=r"2\.png: not a readable image"):
         describe_boxes(encoder, weights, images, ROWS, tmp_path, "people")

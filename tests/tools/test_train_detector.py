@@ -23,7 +23,7 @@ from detector.darknet import DarknetConfig, DarknetJDE
 from detector.data import BatchPlan, TrainingSet, open_source
 from detector.losses import JDECriterion, UncertaintyWeighting
 from detector.model import JDE, ModelConfig
-from reid.encoders import OSNet
+from reid.osnet import OSNet
 from tests.detector.scenes import lively_darknet, noise, write_people
 from tests.detector.test_annotations import write_sequence
 from tests.detector.test_published import darknet_binary, published, saved

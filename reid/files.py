@@ -1,0 +1,35 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a place beside `path` to write to; it becomes `path` where the block succeeds, and is removed where not.
+
+    An older file is lost only to a complete one. What is no file, a pipe or a terminal, is written to as it is.
+
+    Raises:
+        OSError: naming `path`.
+    """
+    target = Path(path).resolve()  # where a link leads to
+    if target.exists() and not target.is_file():
+        yield target
+        return
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(target)
+    except OSError as error:
+        if error.filename and error.filename != str(part):
+            raise
+        # Libraries raise errors without a number.
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+    finally:
+        part.unlink(missing_ok=True)
