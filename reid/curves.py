@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reid.files import replacing
+
 # Columns of a log that are no losses.
 _OTHERS = ("step", "epoch", "lr", "grad_norm", "accuracy")
 _POINTS = 300
@@ -54,12 +56,8 @@ def plot_curves(log: Path, validation: Path, path: Path, steps_per_epoch: int) -
         axes.set(xlabel="epoch", xlim=(0, max(epochs[-1], 1e-9)))
         axes.grid(color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        figure.savefig(partial, dpi=110, format="png")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=110, format="png")
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -110,7 +110,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--ranks", type=numbers(int), default=[1, 5, 10, 20], metavar="K,K", help="of the CMC (default 1,5,10,20)")
     add("--multi-query", action="store_true", help="also pool all images of a query's person and camera")
     add("--rerank", action="store_true", help="also re-rank by k-reciprocal neighbours")
-    add("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE", help="e.g. rerank.k1=30")
+    add(
+        "--set",
+        dest="overrides",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="e.g. rerank.k1=30",
+    )
 
     group = parser.add_argument_group("output")
     add = group.add_argument

@@ -175,7 +175,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", help="teacher: YOLOX-nano .onnx or a model of ours (default: the bundled one)")
     parser.add_argument("--out", type=Path, required=True, help="folder that receives a folder for each of them")
     parser.add_argument("--config", help=f"YAML with sections {', '.join(SECTIONS)}")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. pseudo_label.flip=false")
+    parser.add_argument(
+        "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="pseudo_label.flip=false"
+    )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(argv)

@@ -26,7 +26,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield part
         part.replace(target)
     except OSError as error:
-        if error.filename and error.filename != str(part):
+        if error.errno is None or (error.filename and error.filename != str(part)):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:

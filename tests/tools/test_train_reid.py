@@ -140,8 +140,8 @@ def test_images_without_labels(call, data, tmp_path):
     extra.mkdir()
     for number in range(5):
         image = np.random.default_rng(number).integers(0, 255, (48, 24, 3), np.uint8)
-        cv2.imwrite(str(extra / f"{number + 1:04d}_c1_{number}.png"), image)
-    options = ("--encoder", "osnet_x0_25", "--extra", f"folder:{extra}")
+        cv2.imwrite(str(extra / f"generated {number}.png"), image)
+    options = ("--encoder", "osnet_x0_25", "--extra", extra)
     status, _, err = train(call, data, tmp_path / "out", "train.epochs=1", "losses.lsro=0.25", options=options)
     assert status == 0, err
     assert all(row["lsro"] > 0 for row in rows(tmp_path / "out" / "log.jsonl"))
