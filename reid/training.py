@@ -22,6 +22,9 @@ from reid.transforms import AugmentConfig, augment
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
+# Products of such weights with anything overflow in single precision.
+_GREATEST_WEIGHT = 1e15
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -84,9 +87,11 @@ class TrainConfig:
     """Of everything random, 0 or more."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "images_per_identity", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name, least in (("batch_size", 2), ("images_per_identity", 1), ("save_every", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        if self.adversarial > 255:
+            raise ValueError(f"adversarial: expected grey levels up to 255, got {self.adversarial}")
         if self.sampler == "identities" and self.batch_size % self.images_per_identity:
             raise ValueError(
                 f"batch_size: expected a multiple of images_per_identity={self.images_per_identity}, "
@@ -228,7 +233,12 @@ def plan_batches(
     """Steps an epoch, and the batches of this process from a step on, those of the extra images at their ends."""
     size, seed = config.batch_size, config.seed
     if config.sampler == "identities":
-        people = size // config.images_per_identity
+        people, there = size // config.images_per_identity, len(data.pids)
+        if people > there:
+            raise ValueError(
+                f"train.batch_size: expected at most {there * config.images_per_identity}, {there} identities times "
+                f"train.images_per_identity={config.images_per_identity}, got {size}"
+            )
         main: IdentitySampler | ShuffledSampler = IdentitySampler(
             data.crops.pids, data.crops.camids, people, config.images_per_identity, seed
         )
@@ -324,6 +334,17 @@ def optimise(
     scaler.step(optimizer)
     scaler.update()
     return losses, norm
+
+
+def check_weights(module: nn.Module) -> None:
+    """Make sure that what is about to be saved can still be used.
+
+    Raises:
+        ValueError: a weight is not finite, or so great that single precision soon overflows; it is named.
+    """
+    for name, value in module.state_dict().items():
+        if value.is_floating_point() and not (value.float().abs() < _GREATEST_WEIGHT).all():
+            raise ValueError(f"not finite: {name} after the step")
 
 
 def _check_finite(values: Mapping[str, Tensor]) -> None:

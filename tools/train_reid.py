@@ -60,6 +60,7 @@ from reid.training import (
     TrainingCrops,
     average_statistics,
     build_step,
+    check_weights,
     make_optimizer,
     optimise,
     parameter_groups,
@@ -110,7 +111,8 @@ def run(args: argparse.Namespace) -> int:
             return check_data(config, args.out)
         for name in ("last.pt", "model.safetensors", "best.safetensors"):
             if (args.out / name).is_file() and not args.resume:
-                raise ValueError(f"{args.out / name}: is of an earlier run; give --resume to go on, or another --out")
+                resume = "--resume to go on, or " if (args.out / "last.pt").is_file() else ""
+                raise ValueError(f"{args.out / name}: is of an earlier run; give {resume}another --out")
         train(sections, args.out, parallel.choose_device(args.device), args.workers, resumed)
     except KeyboardInterrupt as error:
         saved = (args.out / "last.pt").is_file()
@@ -166,12 +168,20 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     cv2.setNumThreads(1)
     dataset = load_dataset(config.data, None if config.validate_every else ("train",))
+    if dataset.train is None:
+        raise ValueError(f"{config.data}: expected images to learn from, found query and gallery only")
+    if config.validate_every and (dataset.query is None or dataset.gallery is None):
+        raise ValueError(f"{config.data}: expected query and gallery; without: --set train.validate_every=0")
     extra = load_images(config.extra) if config.extra else None
     data = TrainingCrops(dataset.train, extra, sections["encoder"].input_size, sections["augmentation"], config.seed)
     per_epoch, batches = plan_batches(data, config, start, rank, world)
     steps = max(round(config.epochs * per_epoch), 1)
-    labels = np.stack([data.crops.pids, data.crops.camids], axis=1).astype(np.float64)
-    listing = fingerprint(data.crops.paths, list(labels))
+    everything = [data.crops, *([extra] if extra else [])]
+    labels = [np.array(pair, np.float64) for crops in everything for pair in zip(crops.pids, crops.camids, strict=True)]
+    listing = fingerprint([path for crops in everything for path in crops.paths], labels)
+    if start > steps:
+        done_epochs = start / per_epoch
+        raise ValueError(f"train.epochs: expected at least the {done_epochs:g} that are done, got {config.epochs:g}")
     if main_process:
         print(table(dataset))
         if resumed and listing != resumed["data"]:
@@ -227,8 +237,9 @@ def train(
             try:
                 losses, norm = optimise(runner, optimizer, scaler, pixels.to(place), labels.to(place), config.clip)
             except ValueError as error:
-                advice = "; the last checkpoint is good: lower train.lr, or set train.clip"
-                raise ValueError(f"step {done}: {error}{advice if 'not finite' in str(error) else ''}") from error
+                good = "; the last checkpoint is good" if (out / "last.pt").is_file() else ""
+                advice = f"{good}; lower train.lr, or set train.clip" if "not finite" in str(error) else ""
+                raise ValueError(f"step {done}: {error}{advice}") from error
             if config.ema:
                 update_average(saved, encoder, min(config.ema, done / (done + 9)))
             means = parallel.mean(losses)
@@ -238,6 +249,10 @@ def train(
             saved_now = at_end or (within == 0 and epoch % config.save_every == 0)
             if validated or saved_now:
                 average_statistics(parts)
+                try:
+                    check_weights(parts)
+                except ValueError as error:
+                    raise ValueError(f"step {done}: {error}; lower train.lr, or set train.clip") from error
             if monitor:
                 rate = optimizer.param_groups[-1]["lr"]
                 monitor.step({"step": done, "epoch": done / per_epoch, "lr": rate, "grad_norm": norm.item(), **means})

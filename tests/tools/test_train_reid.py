@@ -17,6 +17,7 @@ from reid.encoders import EncoderConfig, build_encoder, load_encoder, save_encod
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "train_reid.py"
 SMALL = ("encoder.input_size=[64,32]", "train.batch_size=8", "train.images_per_identity=2", "train.lr=0.003")
 STEPS = 5  # of an epoch
+ONLY_TRAIN = ("--set", *SMALL, "train.batch_size=4")
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,13 @@ def test_look_at_the_data(call, data, tmp_path):
         (["--data", "DATA", "--set", "train.epoch=3"], "train.epoch"),
         (["--data", "DATA", "--set", "train.lr=-1"], "lr: expected 0 or more, got -1"),
         (["--data", "DATA", "--set", "train.images_per_identity=5"], "batch_size: expected a multiple of"),
-        (["--data", "DATA", "--set", "train.batch_size=28"], "people: expected"),
+        (
+            ["--data", "DATA", "--set", "train.batch_size=28"],
+            "train.batch_size: expected at most 24, 6 identities times",
+        ),
+        (["--data", "DATA", "--set", "train.batch_size=1"], "batch_size: expected at least 2, got 1"),
+        (["--data", "TRAIN", *ONLY_TRAIN], "expected query and gallery; without: --set train.validate_every=0"),
+        (["--data", "QUERY", "--set", *SMALL], "expected images to learn from"),
         (["--data", "DATA", "--init", "no.pth", "--encoder", "osnet_x0_25", "--set", *SMALL], "no.pth"),
         (["--resume"], "last.pt: no checkpoint to resume from"),
         (["--data", "DATA", "--device", "cuda"], "no CUDA device"),
@@ -196,7 +203,13 @@ def test_look_at_the_data(call, data, tmp_path):
 )
 def test_bad_input(call, data, tmp_path, argv, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    argv = [str(data) if a == "DATA" else a for a in argv]
+    (tmp_path / "TRAIN").mkdir()
+    for number in range(4):
+        image = np.full((20, 10, 3), 60 * number, np.uint8)
+        cv2.imwrite(str(tmp_path / "TRAIN" / f"000{number + 1}_c1_{number}.png"), image)
+    (tmp_path / "query.csv").write_text("path,pid,camid,split\nTRAIN/0001_c1_0.png,1,1,query\n")
+    places = {"DATA": str(data), "TRAIN": f"folder:{tmp_path}/TRAIN", "QUERY": f"folder:{tmp_path}/query.csv"}
+    argv = [places.get(a, a) for a in argv]
     status, _, err = call("--out", tmp_path / "out", "--workers", "0", *argv)
     assert status == 1
     line = err.strip().splitlines()[-1]
@@ -218,8 +231,15 @@ def test_an_image_that_is_cut_is_named(call, data, tmp_path):
     assert status == 1 and image.name in out
 
 
+def test_weights_that_blow_up_are_not_saved(call, data, tmp_path):
+    settings = ("train.lr=1e30", "train.optimizer=sgd", "train.warmup=0", "train.epochs=0.2", "train.validate_every=0")
+    status, _, err = train(call, data, tmp_path, *settings)
+    assert status == 1 and "step 1: not finite" in err.strip().splitlines()[-1] and "good" not in err
+    assert not (tmp_path / "last.pt").exists() and not (tmp_path / "model.safetensors").exists()
+
+
 def test_an_earlier_run_is_not_overwritten(call, data, tmp_path):
     (tmp_path / "model.safetensors").write_text("mine")
     status, _, err = train(call, data, tmp_path)
-    assert status == 1 and "is of an earlier run; give --resume" in err
+    assert status == 1 and "is of an earlier run; give another --out" in err
     assert (tmp_path / "model.safetensors").read_text() == "mine"
