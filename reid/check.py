@@ -51,6 +51,12 @@ def remarks(dataset: ReidDataset) -> list[str]:
             )
         if dataset.cameras_known and len(np.unique(train.camids)) == 1:
             lines.append("train: one camera only")
+    if query is not None and (nobody := int((query.pids <= DISTRACTOR_PID).sum())):
+        example = query.names[int(np.argmax(query.pids <= DISTRACTOR_PID))]
+        lines.append(
+            f"query: images of identity 0 (a distractor) or -1 (junk), which cannot be evaluated: {nobody:,}, "
+            f"e.g. {example}"
+        )
     if query is not None and gallery is not None:
         seen = set(zip(gallery.pids.tolist(), gallery.camids.tolist(), strict=True))
         cameras = np.unique(gallery.camids).tolist()

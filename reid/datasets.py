@@ -35,6 +35,7 @@ __all__ = [
     "Split",
     "load_dataset",
     "load_images",
+    "parse_source",
 ]
 
 # What a layout is recognised by: any of these. Folders named train, query and gallery are `folder`'s, if nothing else
@@ -84,6 +85,14 @@ class Crops:
             ValueError: the file is not a whole image; names the file, or archive and member.
         """
         return read_image(self.store, self.names[index])
+
+    def stamps(self) -> NDArray[np.int64]:
+        """(N, 2) size in bytes of each image, and its time of change in ns, or in an archive its checksum.
+
+        Raises:
+            ValueError: an image is not there; it is named.
+        """
+        return np.array([self.store.stamp(name) for name in self.names], np.int64).reshape(-1, 2)
 
     def find(self, name: str) -> int:
         """The place of an image by its name, with or without folder and suffix.
@@ -145,7 +154,7 @@ def load_dataset(source: str | Path, splits: Sequence[Split] | None = None, seed
         ValueError: no layout fits, a file or folder is missing or wrong (by path, and line where there is one), or a
             split that is needed is absent or empty.
     """
-    layout, path, option = _parse(str(source))
+    layout, path, option = parse_source(str(source))
     store: Store
     if path.suffix.lower() == ".csv" and path.is_file():
         if layout not in ("", "folder"):
@@ -190,12 +199,22 @@ def load_images(source: str | Path) -> Crops:
 
 
 def _crops(store: Store, rows: list[Row]) -> Crops:
-    labels = np.array([row[1:] for row in rows], np.int64).reshape(-1, 2)
+    try:
+        labels = np.array([row[1:] for row in rows], np.int64).reshape(-1, 2)
+    except OverflowError:
+        name, pid, camid = next(row for row in rows if max(map(abs, row[1:])) >= 2**63)
+        raise ValueError(
+            f"{store.path(name)}: expected identity and camera below 2**63, got {pid} and {camid}"
+        ) from None
     return Crops(store, tuple(name for name, _, _ in rows), labels[:, 0].copy(), labels[:, 1].copy())
 
 
-def _parse(text: str) -> tuple[str, Path, str]:
-    """Layout ('' where none is named), path and option ('' where none is given)."""
+def parse_source(text: str) -> tuple[str, Path, str]:
+    """Layout ('' where none is named), path and option ('' where none is given) of `[LAYOUT:]PATH[,OPTION]`.
+
+    Raises:
+        ValueError: no path, or an unknown layout.
+    """
     layout, _, rest = text.partition(":")
     if layout not in LAYOUTS:
         layout, rest = "", text

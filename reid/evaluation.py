@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from reid.datasets import DISTRACTOR_PID, Crops
 from reid.distances import FeatureDistances, Features, Metric, pool_queries
 from reid.feature_file import FeatureSet
 from reid.ranking import RankingResult, evaluate_ranking
@@ -51,8 +53,9 @@ def evaluate_features(
         "single query" and "multi-query", each followed by the same with ", re-ranked".
 
     Raises:
-        ValueError: see `evaluate_ranking` and `pool_queries`.
+        ValueError: see `check_queries`, `evaluate_ranking` and `pool_queries`.
     """
+    check_queries(query)
     asked: dict[str, Features] = {"single query": query.features}
     if multi_query is not None:
         asked["multi-query"] = pool_queries(
@@ -67,6 +70,17 @@ def evaluate_features(
             again = RerankedDistances(features, gallery.features, rerank, metric, device)
             rankings[f"{name}, re-ranked"] = Ranking(again, evaluate_ranking(again, *labels))
     return rankings
+
+
+def check_queries(query: Crops | FeatureSet) -> None:
+    """Raise `ValueError` for a query that shows nobody: a distractor or junk; the image is named."""
+    nobody = np.flatnonzero(query.pids <= DISTRACTOR_PID)
+    if len(nobody):
+        place = int(nobody[0])
+        raise ValueError(
+            f"{query.paths[place] if isinstance(query, Crops) else query.names[place]}: expected queries of identities "
+            f"from 1 (0 is a distractor, -1 junk), got {query.pids[place]}"
+        )
 
 
 def format_table(rankings: Mapping[str, Ranking], ranks: Sequence[int] = (1, 5, 10, 20)) -> str:

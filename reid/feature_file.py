@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from reid.datasets import Crops
 from reid.files import replacing
 
-FORMAT = "jdetrack-reid-features-1"
+FORMAT = "jdetrack-reid-features-2"
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,23 @@ class SavedFeatures:
         sets: by split.
         encoder: SHA-256 of the weights that the encoder has.
         settings: all else that they depend on, as JSON can say it.
+        stamps: by split, (N, 2) what tells whether images have changed since, see `Crops.stamps`.
         source: the file that they were read from, as messages call it.
     """
 
     sets: dict[str, FeatureSet]
     encoder: str
     settings: dict[str, Any]
+    stamps: dict[str, NDArray[np.int64]]
     source: str = ""
+
+    def __post_init__(self) -> None:
+        for split, one in self.sets.items():
+            stamps = self.stamps[split]
+            if stamps.shape != (len(one.names), 2) or stamps.dtype != np.int64:
+                raise ValueError(
+                    f"stamps: expected int64 ({len(one.names)}, 2) of {split}, got {stamps.dtype} {stamps.shape}"
+                )
 
     def check_origin(self, encoder: str, settings: dict[str, Any]) -> None:
         """Raise `ValueError` where these features were made by another encoder or with other settings."""
@@ -79,7 +89,7 @@ class SavedFeatures:
         """Features of the splits that are here.
 
         Raises:
-            ValueError: they are not those of these crops, by names and labels.
+            ValueError: they are not those of these crops, by names and labels, or an image has changed since.
         """
         known = [split for split in splits if split in self.sets]
         for split in known:
@@ -97,13 +107,15 @@ class SavedFeatures:
             fault = f"{len(ours):,} images, not {len(theirs):,}"
         elif differing:
             fault = ", not ".join(f"{name} (pid {pid}, camera {camid})" for name, pid, camid in differing)
+        elif len(changed := np.flatnonzero((self.stamps[split] != crops.stamps()).any(axis=1))):
+            fault = f"{one.names[changed[0]]} has changed since, by size and {crops.store.STAMP}"
         else:
             return
         raise ValueError(f"{self.source}: features of other data ({split}: {fault}); name another file")
 
 
 def save_features(path: str | Path, saved: SavedFeatures) -> None:
-    """Write an `.npz`: `<split>/features`, `/names`, `/pids`, `/camids` for each split, and `about`, a JSON text.
+    """Write an `.npz`: `<split>/features`, `/names`, `/pids`, `/camids`, `/stamps` for each split, and `about`, JSON.
 
     An older file stays until the new one is complete.
     """
@@ -111,7 +123,7 @@ def save_features(path: str | Path, saved: SavedFeatures) -> None:
     arrays: dict[str, NDArray[Any]] = {"about": np.array(json.dumps(about))}
     for split, one in saved.sets.items():
         arrays |= {f"{split}/features": one.features, f"{split}/names": np.array(one.names, np.str_)}
-        arrays |= {f"{split}/pids": one.pids, f"{split}/camids": one.camids}
+        arrays |= {f"{split}/pids": one.pids, f"{split}/camids": one.camids, f"{split}/stamps": saved.stamps[split]}
     with replacing(path) as part, part.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
@@ -120,7 +132,8 @@ def load_features(path: str | Path) -> SavedFeatures:
     """Read a file of `save_features`; nothing in it is ever unpickled.
 
     Raises:
-        ValueError: no such file, another kind of file, or arrays that do not fit together.
+        ValueError: no such file, another kind of file, arrays that do not fit together, or a feature that is zero or
+            not finite (its image is named).
     """
     path = Path(path)
     if not path.is_file():
@@ -140,10 +153,19 @@ def load_features(path: str | Path) -> SavedFeatures:
                 names = ("features", "names", "pids", "camids")
                 features, images, pids, camids = (arrays[f"{split}/{name}"] for name in names)
                 sets[split] = FeatureSet(features, tuple(map(str, images.tolist())), pids, camids)
-            saved = SavedFeatures(sets, str(about["encoder"]), dict(about["settings"]), str(path))
+            stamps = {split: arrays[f"{split}/stamps"] for split in sets}
+            saved = SavedFeatures(sets, str(about["encoder"]), dict(about["settings"]), stamps, str(path))
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: {what} ({' '.join(str(error).split())})") from error
     lengths = {split: one.features.shape[1] for split, one in sets.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{path}: {what}, of one length in all splits, got {lengths}")
+    for split, one in sets.items():
+        norms = np.linalg.norm(one.features, axis=1)
+        useless = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+        if len(useless):
+            place = int(useless[0])
+            raise ValueError(
+                f"{path}: {what}, finite and not zero, got length {norms[place]:g} of {split} {one.names[place]}"
+            )
     return saved

@@ -18,10 +18,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises:
         OSError: naming `path`.
     """
-    target = Path(path).resolve()  # where a link leads to
-    if target.exists() and not target.is_file():
-        yield target
+    if Path(path).exists() and not Path(path).is_file():
+        yield Path(path)  # unresolved: what /dev/stdout leads to may have no path of its own
         return
+    target = Path(path).resolve()  # where a link leads to
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         yield part

@@ -48,6 +48,8 @@ _MSMT17_LISTS: dict[Split, tuple[str, ...]] = {
 }
 # 0002_c1s1_000451_03: identity, camera, then sequence, frame and box, which nothing here needs.
 _LABELLED_NAME = re.compile(r"(?P<pid>-1|\d+)_c(?P<camid>\d+)(?:s\d+)?[_.]")
+# That a 64-bit number surely holds.
+_MOST_DIGITS = 18
 _VIPER_NAME = re.compile(r"(?P<pid>\d+)_\d+\.")
 
 
@@ -200,27 +202,40 @@ def read_folder(store: Store, splits: tuple[Split, ...], option: str, seed: int)
 
 
 def _read_csv(store: Store, name: str) -> Rows:
+    path = store.path(name)
     reader = csv.DictReader(io.StringIO(read_text(store, name)), skipinitialspace=True)
-    columns = [column.strip().lower() for column in reader.fieldnames or ()]
-    reader.fieldnames = columns
+    try:
+        columns = [column.strip().lower() for column in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        lines = [(reader.line_num, line) for line in reader]
+    except csv.Error as error:
+        raise ValueError(f"{path}:{reader.line_num + 1}: expected comma-separated values ({error})") from error
     if missing := {"path", "pid"} - set(columns):
+        other = next((mark for mark in ";\t" if len(columns) == 1 and mark in columns[0]), None)
         raise ValueError(
-            f"{store.path(name)}:1: expected the columns path and pid (camid and split may follow), "
-            f"got no {' and no '.join(sorted(missing))}"
+            f"{path}:1: expected the columns path and pid (camid and split may follow), "
+            + (f"got no {' and no '.join(sorted(missing))}" if other is None else f"with commas between, got {other!r}")
         )
     rows: Rows = {}
-    for line in reader:
-        place = f"{store.path(name)}:{reader.line_num}"
+    known: dict[str, tuple[int, int]] = {}  # image -> pid and line
+    for number, line in lines:
+        place = f"{path}:{number}"
         split = (line.get("split") or "train").strip().lower()
         if split not in (*SPLITS, "multi_query"):
             raise ValueError(f"{place}: expected the split {', '.join(SPLITS)} or multi_query, got {split!r}")
         pid = _number(line["pid"], "pid", JUNK_PID, place)
         camid = _number(line["camid"], "camid", 0, place) if "camid" in columns else UNKNOWN_CAMID
-        rows.setdefault(split, []).append((_image(store, line["path"] or "", place), pid, camid))
+        image = _image(store, line["path"] or "", place)
+        first, earlier = known.setdefault(image, (pid, number))
+        if first != pid:
+            raise ValueError(f"{place}: expected pid {first} for {image}, as in {path}:{earlier}, got {pid}")
+        rows.setdefault(split, []).append((image, pid, camid))
     return rows
 
 
 def _number(text: str | None, name: str, least: int, place: str) -> int:
+    if len((text or "").strip()) > _MOST_DIGITS:
+        raise ValueError(f"{place}: expected {name} of at most {_MOST_DIGITS} digits, got {text!r:.40}")
     if not re.fullmatch(r"-?\d+", (text or "").strip()) or int(text or 0) < least:
         raise ValueError(f"{place}: expected {name} as a whole number from {least} on, got {text!r}")
     return int(text or 0)
@@ -237,8 +252,16 @@ def _labelled_names(store: Store, folder: str, split: str) -> list[Row]:
     if not names:
         raise ValueError(
             f"{store.path(folder)}: expected {split} images named like 0002_c1s1_000451_03.jpg, found none"
+            + _images_deeper(store, folder)
         )
     return [_labelled(store, name) for name in names]
+
+
+def _images_deeper(store: Store, folder: str) -> str:
+    """Where the images are if each person has a folder, as baselines like to prepare them."""
+    below = store.below(folder)
+    inner = next((name for name in below.folders() if images_in(below, name)), None)
+    return "" if inner is None else f"; they lie in folders below, such as {inner}: move them up"
 
 
 def _labelled(store: Store, name: str) -> Row:

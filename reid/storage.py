@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import zipfile
-import zlib
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _EXIF_ORIENTATION = 274
+# What brings an image upright, by its EXIF orientation.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 MOST_BYTES = 256 * 2**20
 """Size up to which a member of an archive is unpacked, in memory: a small archive may hold far more."""
 
 
 class Folder:
     """Files below a folder, called by their names relative to it, with `/`."""
+
+    STAMP = "time of change"
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -35,8 +47,12 @@ class Folder:
         return (self.root / name).exists()
 
     def files(self, folder: str = "") -> list[str]:
-        """The files directly in a folder, sorted; hidden ones are left out."""
-        return sorted(_join(folder, path.name) for path in self._entries(folder) if path.is_file())
+        """The files directly in a folder, sorted; hidden ones are left out.
+
+        Links to nothing, pipes and even folders count where they are called like an image: reading them says so.
+        """
+        entries = self._entries(folder)
+        return sorted(_join(folder, path.name) for path in entries if _is_image(path.name) or not path.is_dir())
 
     def folders(self) -> list[str]:
         """The folders directly below, sorted; hidden ones are left out."""
@@ -63,10 +79,25 @@ class Folder:
         Raises:
             ValueError: it cannot be read.
         """
+        path = self.path(name)
         try:
-            return self.path(name).read_bytes()
+            if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for whoever writes to it
+                raise ValueError(f"{path}: expected a file, got a {'folder' if path.is_dir() else 'pipe or device'}")
+            return path.read_bytes()
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+    def stamp(self, name: str) -> tuple[int, int]:
+        """Size in bytes and time of the last change in ns: what tells, without reading, whether a file is the same.
+
+        Raises:
+            ValueError: there is no such file.
+        """
+        try:
+            found = self.path(name).stat()
         except OSError as error:
             raise ValueError(f"{self.path(name)}: cannot be read ({error.strerror or error})") from error
+        return found.st_size, found.st_mtime_ns
 
     def below(self, folder: str) -> Folder:
         """The same files, called by their names relative to a folder among them."""
@@ -80,6 +111,8 @@ class Archive:
     opens the archive for itself, when it first reads. A name is only looked up in the archive's table of contents, so
     that none can lead outside.
     """
+
+    STAMP = "checksum"
 
     def __init__(self, file: Path, folder: str = "") -> None:
         self.file = file
@@ -133,19 +166,26 @@ class Archive:
         Raises:
             ValueError: it is not there, is larger than `MOST_BYTES`, or cannot be read whole.
         """
+        member = self._member(name)
+        if member.file_size > MOST_BYTES:  # of which zipfile unpacks no more than this says
+            raise ValueError(
+                f"{self.path(name)}: expected at most {MOST_BYTES >> 20} MiB unpacked, "
+                f"got {member.file_size / 2**20:,.0f}"
+            )
+        archive = self._zip()
         try:
-            member = self._zip().getinfo(_join(self.folder, name))
-            if member.file_size > MOST_BYTES:  # of which zipfile unpacks no more than this says
-                raise ValueError(
-                    f"{self.path(name)}: expected at most {MOST_BYTES >> 20} MiB unpacked, "
-                    f"got {member.file_size / 2**20:,.0f}"
-                )
-            return self._zip().read(member)
-        except KeyError as error:
-            raise ValueError(f"{self.path(name)}: no such file in the archive") from error
-        except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-            # RuntimeError: encrypted, or packed by a method that zipfile does not know
+            return archive.read(member)
+        except Exception as error:  # encrypted, or damaged, of which each way of packing makes errors of its own
             raise ValueError(f"{self.path(name)}: cannot be unpacked ({error})") from error
+
+    def stamp(self, name: str) -> tuple[int, int]:
+        """Size in bytes and CRC-32: what tells, without unpacking, whether a member is the same.
+
+        Raises:
+            ValueError: there is no such member.
+        """
+        member = self._member(name)
+        return member.file_size, member.CRC
 
     def below(self, folder: str) -> Archive:
         """The same files, called by their names relative to a folder among them."""
@@ -153,9 +193,18 @@ class Archive:
         child._opened = self._opened
         return child
 
+    def _member(self, name: str) -> zipfile.ZipInfo:
+        try:
+            return self._zip().getinfo(_join(self.folder, name))
+        except KeyError as error:
+            raise ValueError(f"{self.path(name)}: no such file in the archive") from error
+
     def _zip(self) -> zipfile.ZipFile:
         if self._opened is None or self._opened[0] != os.getpid():  # a fork shares the place in the parent's file
-            self._opened = os.getpid(), zipfile.ZipFile(self.file)
+            try:
+                self._opened = os.getpid(), zipfile.ZipFile(self.file)
+            except Exception as error:  # whatever a damaged table of contents leads to
+                raise ValueError(f"{self.file}: not a readable zip archive ({error})") from error
         return self._opened[1]
 
 
@@ -221,7 +270,8 @@ def images_below(store: Store) -> list[str]:
 def read_image(store: Store, name: str) -> NDArray[np.uint8]:
     """An image as (H, W, 3) uint8 BGR, turned upright by its EXIF orientation.
 
-    Grey, 1-bit, 16-bit, palette and CMYK images are converted, an alpha channel is left out.
+    Grey, 1-bit, 16-bit, palette and CMYK images are converted, an alpha channel is left out. Damaged EXIF data are as
+    good as none.
 
     Raises:
         ValueError: the file cannot be read, or is not a whole image; names the file, or archive and member.
@@ -232,16 +282,25 @@ def read_image(store: Store, name: str) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(data)) as opened:
             opened.load()
-            turned = opened.getexif().get(_EXIF_ORIENTATION, 1) != 1
-            image = ImageOps.exif_transpose(opened) if turned else opened
+            turn = _UPRIGHT.get(_orientation(opened))
+            image = opened if turn is None else opened.transpose(turn)
             if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip
                 grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
                 return np.repeat(grey[..., None], 3, axis=2)
             return np.ascontiguousarray(np.asarray(image.convert("RGB"), np.uint8)[..., ::-1])
     except UnidentifiedImageError as error:
         raise ValueError(f"{store.path(name)}: not an image") from error
-    except (OSError, EOFError, ValueError, SyntaxError, IndexError, Image.DecompressionBombError) as error:
+    except Exception as error:  # PIL's readers raise what they come upon in a damaged file
         raise ValueError(f"{store.path(name)}: not a whole image ({error})") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 where there is none that can be read."""
+    try:
+        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # of many kinds, and about what is beside the picture
+        return 1
+    return value if isinstance(value, int) else 1
 
 
 def _is_image(name: str) -> bool:

@@ -12,8 +12,9 @@ Pictures: whom the worst and the best queries find, and where the encoder looks:
     python tools/eval_reid.py --data Market-1501 --weights model.safetensors --pictures --queries 0002_c1s1_000451_03
     python tools/eval_reid.py --data Market-1501 --weights model.safetensors --embedding-plot
 
-Features are the slow part. Once kept, they are used again where images, encoder and settings are the same; without
---weights they are ranked as they are, and without --data the images are not needed either:
+Features are the slow part. Once kept, they are used again where encoder, settings and images are the same, and refused
+where not. Images are told apart by name, label, size and time of change (in an archive, checksum); touching or copying
+them counts as a change. Without --weights features are ranked as they are; without --data no images are needed either:
 
     python tools/eval_reid.py --data Market-1501 --weights model.safetensors --flip --features features.npz
     python tools/eval_reid.py --features features.npz --rerank --set rerank.k1=30
@@ -33,6 +34,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -55,10 +57,10 @@ from detector import Detector, DetectorConfig, load_detector
 from detector.checkpoint import BUNDLED
 from detector.crops import describe_crops
 from reid.check import summary
-from reid.datasets import Crops, ReidDataset, load_dataset
+from reid.datasets import Crops, ReidDataset, load_dataset, parse_source
 from reid.distances import Metric
 from reid.encoders import ENCODERS, Encoder, EncoderConfig, build_encoder, open_encoder
-from reid.evaluation import Ranking, evaluate_features, format_table
+from reid.evaluation import Ranking, check_queries, evaluate_features, format_table
 from reid.export import export_onnx, export_torchscript, fuse
 from reid.extraction import Describer, EncoderDescriber, ExtractionConfig, Precision, extract_features
 from reid.feature_file import FeatureSet, SavedFeatures, load_features, save_features
@@ -67,6 +69,7 @@ from reid.pages import QUERIES_A_PAGE, draw_heat_pages, draw_rank_pages
 from reid.reranking import RerankConfig
 from tracker.console import fail, stop_signals
 from tracker.files import write_text
+from tracker.output import claim
 from tracker.video import available_cores
 
 DETECTOR = "detector"
@@ -200,11 +203,70 @@ def check_options(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}")
     if args.pictures or args.heat_maps or args.embedding_plot or args.export:
         args.out = args.out or Path("eval_reid")
-    for path in (args.json, args.features):
-        if path and not (path.parent.is_dir() or path.parent == args.out):
-            raise ValueError(f"{path.parent}: no such folder")
-        if path and path.is_dir():
+    claim_places(args)
+
+
+def claim_places(args: argparse.Namespace) -> None:
+    """Make sure that nothing is overwritten that is read, or written twice, and that all can be written.
+
+    Raises:
+        ValueError: names the place.
+    """
+    taken = {path.resolve(): "an input" for path in inputs(args)}
+    places = [args.json]
+    if args.features and not args.features.exists():
+        places.append(args.features)  # what is there is first of all an input; `gather` sees to it
+    if args.out:
+        place = next(path for path in (args.out, *args.out.resolve().parents) if path.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            raise ValueError(f"{args.out}: expected a folder that can be written to")
+        places.append(args.out / "figures.json")
+        places += [plot_path(args)] if args.embedding_plot else []
+        places += [export_path(args)] if args.export else []
+    for path in filter(None, places):
+        if path.is_dir():
             raise ValueError(f"{path}: is a folder")
+        if args.out and not args.out.exists() and path.parent == args.out:  # a folder to be
+            if path.resolve() in taken:
+                raise ValueError(f"{path}: would be written twice; choose another place")
+            taken[path.resolve()] = "another result"
+        else:
+            claim_whole(path, taken)
+
+
+def inputs(args: argparse.Namespace) -> list[Path]:
+    """The files that are read; of a folder of images, what --json names of it."""
+    paths = []
+    if args.weights:
+        paths.append(Path(args.weights.partition(":")[2] or BUNDLED) if is_detector(args) else Path(args.weights))
+    if args.data:
+        _, source, option = parse_source(args.data)
+        paths += [source, source / option, *(parent for parent in source.parents if parent.is_file())]
+        below = args.json and args.json.exists() and source.resolve() in args.json.resolve().parents
+        if below and args.json.suffix != ".json":  # an image or a list, not an older result
+            paths.append(args.json)
+    if args.features and args.features.exists():
+        paths.append(args.features)
+    return paths
+
+
+def claim_whole(path: Path, taken: dict[Path, str]) -> None:
+    """Claim a place, see `claim`, for a file that is written beside it first."""
+    claim(path, taken)
+    if not os.access(path.resolve().parent, os.W_OK) and (path.is_file() or not path.exists()):
+        raise ValueError(f"{path}: cannot be written")
+
+
+def export_path(args: argparse.Namespace) -> Path:
+    """Where the encoder goes that is written for other programs."""
+    folder: Path = args.out
+    return folder / f"{Path(args.weights or args.encoder).stem}{EXPORTS[args.export][1]}"
+
+
+def plot_path(args: argparse.Namespace) -> Path:
+    """Where the picture of all features goes."""
+    folder: Path = args.out
+    return folder / "features.png"
 
 
 def is_detector(args: argparse.Namespace) -> bool:
@@ -221,6 +283,8 @@ def run(args: argparse.Namespace) -> None:
     workers = available_cores() if args.workers is None else args.workers
     config = ExtractionConfig(args.flip, tuple(args.scales or [1.0]), args.batch_size, workers)
     dataset = load_dataset(args.data, ("query", "gallery")) if args.data else None
+    if dataset and dataset.query:
+        check_queries(dataset.query)
     chosen = find_queries(args.queries or (), dataset)
     saved = load_features(args.features) if args.features and (args.features.exists() or not args.data) else None
     if args.multi_query:
@@ -252,8 +316,8 @@ def run(args: argparse.Namespace) -> None:
     if args.pictures or args.heat_maps:
         draw(args, dataset, model, list(rankings.values())[1 if args.rerank else 0], chosen)
     if args.embedding_plot:
-        plot_features(args.out / "features.png", sets["query"], sets["gallery"], args.embedding_plot)
-        print(f"wrote {args.out / 'features.png'}")
+        plot_features(plot_path(args), sets["query"], sets["gallery"], args.embedding_plot)
+        print(f"wrote {plot_path(args)}")
 
 
 def choose_device(name: str) -> torch.device:
@@ -371,10 +435,9 @@ def export(args: argparse.Namespace, model: Model | None) -> None:
     """Write the encoder for other programs."""
     assert model is not None
     assert isinstance(model.describer, EncoderDescriber)
-    writer, suffix = EXPORTS[args.export]
-    path = args.out / f"{Path(args.weights or args.encoder).stem}{suffix}"
+    path = export_path(args)
     encoder = model.describer.encoder.cpu()
-    difference = writer(encoder, path)
+    difference = EXPORTS[args.export][0](encoder, path)
     encoder.to(model.describer.device)
     print(f"wrote {path}, features differ by {difference:.1e}")
 
@@ -402,6 +465,10 @@ def gather(
     missing = [split for split in wanted if split not in sets]
     if missing and model is None:
         raise ValueError(f"{args.features}: no features of {', '.join(sorted(missing))}; --weights would make them")
+    stamps = {}
+    if args.features and missing:
+        claim_whole(args.features, {})
+        stamps = {split: wanted[split].stamps() for split in missing}  # before reading: no change is lost
     for split in missing:
         crops, started = wanted[split], time.perf_counter()
         features = extract_features(model.describer, crops, config, split)
@@ -409,8 +476,8 @@ def gather(
         sets[split] = FeatureSet(features, crops.names, crops.pids, crops.camids)
         print(f"described {split}: {len(crops):,} images, {rate:.0f}/s")
     if args.features and missing:
-        others = saved.sets if saved else {}
-        save_features(args.features, SavedFeatures(others | sets, model.sha256, model.settings))
+        kept, known = (saved.sets, saved.stamps) if saved else ({}, {})
+        save_features(args.features, SavedFeatures(kept | sets, model.sha256, model.settings, known | stamps))
         print(f"wrote {args.features}")
     elif saved:
         print(f"features from {args.features}")

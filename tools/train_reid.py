@@ -52,6 +52,7 @@ from reid.curves import plot_curves
 from reid.datasets import ReidDataset, load_dataset, load_images
 from reid.distances import FeatureDistances
 from reid.encoders import ENCODERS, Encoder, EncoderConfig, build_encoder, load_backbone, save_encoder
+from reid.evaluation import check_queries
 from reid.extraction import EncoderDescriber, extract_features
 from reid.losses import ReidLossConfig
 from reid.ranking import evaluate_ranking
@@ -172,6 +173,8 @@ def train(
         raise ValueError(f"{config.data}: expected images to learn from, found query and gallery only")
     if config.validate_every and (dataset.query is None or dataset.gallery is None):
         raise ValueError(f"{config.data}: expected query and gallery; without: --set train.validate_every=0")
+    if config.validate_every and dataset.query is not None:
+        check_queries(dataset.query)
     extra = load_images(config.extra) if config.extra else None
     data = TrainingCrops(dataset.train, extra, sections["encoder"].input_size, sections["augmentation"], config.seed)
     per_epoch, batches = plan_batches(data, config, start, rank, world)

@@ -121,3 +121,18 @@ def test_sheet_that_cannot_be_written(tmp_path):
     (tmp_path / "sheet.png").mkdir()
     with pytest.raises(OSError, match=r"Is a directory.*sheet\.png"):
         contact_sheet(load_dataset(write(tmp_path / "own", "1_c1.png")), tmp_path / "sheet.png")
+
+
+def test_queries_that_show_nobody(tmp_path):
+    names = ("query/0_c1_1.png", "query/-1_c1_1.png", "query/2_c1_1.png", "gallery/2_c2_1.png")
+    remark = (
+        "query: images of identity 0 (a distractor) or -1 (junk), which cannot be evaluated: 2, e.g. query/-1_c1_1.png"
+    )
+    assert remark in remarks(load_dataset(write(tmp_path, *names)))
+
+
+def test_links_to_nothing_are_unreadable(market):
+    link = market / "query" / "0005_c1s1_1.png"
+    link.symlink_to("gone.png")
+    faults = unreadable(load_dataset(market))
+    assert faults == [f"{link}: cannot be read (No such file or directory)"]

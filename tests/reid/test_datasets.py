@@ -1,9 +1,12 @@
 """Crops and data sets: labels, images of all kinds, reading from processes and threads."""
 
 import io
+import os
 import pickle
+import re
 import struct
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -313,3 +316,62 @@ def test_reads_real_data_from_folder_and_archive(shared: Path, tmp_path):
         image = packed.train.read(i)
         np.testing.assert_array_equal(image, cv2.imread(str(folder.train.paths[i])))
         assert image.shape == (128, 48, 3)
+
+
+def test_what_is_called_like_an_image_but_is_none(tmp_path):
+    """A link to nothing, a pipe that nobody writes to, a folder."""
+    (tmp_path / "0001_c1.png").symlink_to(tmp_path / "gone.png")
+    os.mkfifo(tmp_path / "0002_c1.png")
+    (tmp_path / "0003_c1.png").mkdir()
+    crops = load_dataset(f"folder:{tmp_path}").train
+    for i, message in enumerate(("cannot be read (No such file", "expected a file, got a pipe", "got a folder")):
+        with pytest.raises(ValueError, match=f"^{crops.paths[i]}: .*{re.escape(message)}"):
+            crops.read(i)
+    with pytest.raises(ValueError, match=f"^{crops.paths[0]}: cannot be read"):
+        crops.stamps()
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_is_as_good_as_none(tmp_path, scene):
+    tags = Image.Exif()
+    tags[274], tags[305] = 6, "software"
+    data = bytearray(encoded(scene, "PNG", exif=tags))
+    start = data.index(b"eXIf") + 4
+    data[start + 4 : start + 8] = b"\xff\xff\xff\x7f"  # where the tags are said to begin
+    length = struct.unpack_from(">L", data, start - 8)[0]
+    struct.pack_into(">L", data, start + length, zlib.crc32(data[start - 4 : start + length]))
+    np.testing.assert_array_equal(crops_of(tmp_path, False, a_png=bytes(data)).read(0)[..., ::-1], np.asarray(scene))
+
+
+@pytest.mark.parametrize("error", [struct.error("x"), TypeError("x"), OverflowError("x"), AttributeError("x")])
+def test_whatever_a_reader_of_images_raises_names_the_file(tmp_path, scene, monkeypatch, error):
+    crops = crops_of(tmp_path, False, a_png=encoded(scene, "PNG"))
+    monkeypatch.setattr(Image.Image, "getexif", lambda self: (_ for _ in ()).throw(error))
+    np.testing.assert_array_equal(crops.read(0)[..., ::-1], np.asarray(scene))
+    monkeypatch.setattr(Image, "open", lambda file: (_ for _ in ()).throw(error))
+    with pytest.raises(ValueError, match=r"0001_c1_a\.png: not a whole image \(x\)"):
+        crops.read(0)
+
+
+def test_damaged_lzma_is_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("0001_c1.png", bytes(range(256)) * 40)
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    content[45] = 0xFF  # the first byte of lzma's own settings
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.zip/0001_c1\.png: cannot be unpacked"):
+        load_dataset(tmp_path / "a.zip").train.read(0)
+
+
+@both
+def test_stamps_tell_that_an_image_has_changed(tmp_path, zipped, scene):
+    images = {"a_png": encoded(scene, "PNG"), "b_png": encoded(scene.convert("L"), "PNG")}
+    crops = crops_of(tmp_path, zipped, **images)
+    stamps = crops.stamps()
+    assert (stamps.shape, stamps.dtype) == ((2, 2), np.int64)
+    assert stamps[:, 0].tolist() == [len(data) for data in images.values()]
+    if zipped:
+        assert stamps[:, 1].tolist() == [zlib.crc32(data) for data in images.values()]
+    else:
+        os.utime(crops.paths[1], ns=(0, 5))
+        assert (crops.stamps() != stamps).tolist() == [[False, False], [False, True]]

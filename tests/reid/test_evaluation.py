@@ -63,3 +63,11 @@ def test_the_table():
     assert "queries: 20, 1 without a match in the gallery do not count" in text
     assert "all with a match" in format_table(evaluate_features(some(20, 5, 0), gallery))
     assert "rectangle rule" in text and "Market-1501's own code" in text
+
+
+@pytest.mark.parametrize("pid", [0, -1])
+def test_a_query_that_shows_nobody_is_named(pid):
+    query, gallery = some(20, 5, 0), some(80, 5, 1)
+    query.pids[7] = pid
+    with pytest.raises(ValueError, match=rf"^7: expected queries of identities from 1 .*, got {pid}$"):
+        evaluate_features(query, gallery)

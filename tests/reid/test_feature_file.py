@@ -1,6 +1,7 @@
 """Files of features: what goes in comes out, and what else there may be is refused."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ def saved(dataset):
         },
         "ab" * 32,
         SETTINGS,
+        {split: crops.stamps() for split, crops in dataset.splits.items()},
     )
 
 
@@ -46,6 +48,7 @@ def test_round_trip(path, saved, dataset):
             np.testing.assert_array_equal(ours, theirs)
             assert ours.dtype == theirs.dtype
         assert one.names == saved.sets[split].names
+        np.testing.assert_array_equal(loaded.stamps[split], saved.stamps[split])
     assert loaded.of(dataset.splits) == loaded.sets
     assert list(loaded.of({"gallery": dataset.gallery, "train": dataset.query})) == ["gallery"]
     loaded.check_origin("ab" * 32, SETTINGS)
@@ -54,9 +57,8 @@ def test_round_trip(path, saved, dataset):
 
 def test_numpy_alone_reads_it(path):
     with np.load(path, allow_pickle=False) as arrays:
-        assert set(arrays) == {"about"} | {
-            f"{split}/{name}" for split in ("query", "gallery") for name in ("features", "names", "pids", "camids")
-        }
+        names = ("features", "names", "pids", "camids", "stamps")
+        assert set(arrays) == {"about"} | {f"{split}/{name}" for split in ("query", "gallery") for name in names}
         assert json.loads(str(arrays["about"]))["format"] == FORMAT
 
 
@@ -97,6 +99,22 @@ def test_other_data_are_refused(path, dataset):
         loaded.of({"gallery": gallery})
 
 
+def test_images_that_have_changed_are_refused(path, dataset):
+    loaded, image = load_features(path), dataset.gallery.paths[3]
+    content, before = image.read_bytes(), image.stat().st_mtime_ns
+    changed = r"f\.npz: features of other data \(gallery: \S+/0001_\S+ has changed since, by size and time of change\)"
+    os.utime(image, ns=(0, before + 1))
+    with pytest.raises(ValueError, match=changed):
+        loaded.of(dataset.splits)
+    image.write_bytes(content + b" ")
+    os.utime(image, ns=(0, before))
+    with pytest.raises(ValueError, match=changed):
+        loaded.of(dataset.splits)
+    image.write_bytes(content)
+    os.utime(image, ns=(0, before))
+    assert loaded.of(dataset.splits) == loaded.sets
+
+
 def arrays_of(path):
     with np.load(path) as arrays:
         return dict(arrays)
@@ -116,6 +134,9 @@ def arrays_of(path):
         ({"query/camids": np.zeros(8, np.int32)}, r"camids: expected int64 \(8,\), .* got int32"),
         ({"query/names": np.array(["a", 1, None], object)}, "Object arrays cannot be loaded"),
         ({"query/features": np.zeros((8, 5), np.float32)}, "of one length in all splits"),
+        ({"query/features": np.zeros((8, 6), np.float32)}, "finite and not zero, got length 0 of query query/0001_"),
+        ({"query/features": np.full((8, 6), np.nan, np.float32)}, "finite and not zero, got length nan of query"),
+        ({"query/stamps": np.zeros((7, 2), np.int64)}, r"stamps: expected int64 \(8, 2\) of query, got int64 \(7, 2\)"),
     ],
 )
 def test_wrong_contents(path, change, message):

@@ -55,3 +55,12 @@ def test_a_device_is_written_to_as_it_is() -> None:
         assert part == Path(os.devnull)
         part.write_text("x")
     assert Path(os.devnull).is_char_device()
+
+
+def test_a_pipe_without_a_path_is_written_to_as_it_is() -> None:
+    reading, writing = os.pipe()
+    with replacing(f"/dev/fd/{writing}") as part:
+        part.write_text("x")
+    assert os.read(reading, 9) == b"x"
+    os.close(reading)
+    os.close(writing)

@@ -99,8 +99,8 @@ VIPER = {
 OWN = files_of("train/0001_c1_a.png", "train/0001_c12_b.png", "query/0002_c1.png", "gallery/0002_c2_x.webp")
 TABLE = {
     "labels.csv": b"\xef\xbb\xbfpath, pid, camid, split\na/x.png,5,1,train\n a/y.png ,5,2,train\n"
-    b"b z.png,6,1,query\na/w.png,6,2,gallery\na/w.png,-1,2,Gallery\n",
-    **files_of("a/x.png", "a/y.png", "b z.png", "a/w.png"),
+    b"b z.png,6,1,query\na/w.png,6,2,gallery\na/v.png,-1,2,Gallery\n",
+    **files_of("a/x.png", "a/y.png", "b z.png", "a/w.png", "a/v.png"),
 }
 
 
@@ -384,6 +384,15 @@ def test_partial_data_set_says_what_was_expected_where(pack, files, missing, mes
             {"labels.csv": b"path,pid\na/x.png,bob\n"},
             r"labels\.csv:2: expected pid as a whole number .* got 'bob'",
         ),
+        (TABLE, {"labels.csv": b"path;pid\na/x.png;1\n"}, r"labels\.csv:1: .*, with commas between, got ';'"),
+        (TABLE, {"labels.csv": b"path,pid\n" + b"x" * 140_000}, r"labels\.csv:2: expected comma-separated values \("),
+        (TABLE, {"labels.csv": b"path,pid\na/x.png," + b"9" * 20}, r"labels\.csv:2: expected pid of at most 18 digits"),
+        (
+            TABLE,
+            {"labels.csv": b"path,pid,split\na/x.png,1,train\na/y.png,1,train\na/x.png,2,gallery\n"},
+            r"labels\.csv:4: expected pid 1 for a/x\.png, as in .*labels\.csv:2, got 2",
+        ),
+        (MARKET, files_of(f"query/{10**19}_c1s1_1.jpg"), r"0_c1s1_1\.jpg: expected identity and camera below 2\*\*63"),
         (TABLE, {"labels.csv": b"path,pid\na/x.png\n"}, r"labels\.csv:2: expected pid as a whole number .* got None"),
         (TABLE, {"labels.csv": b"path,pid\na/x.png,-2\n"}, r"labels\.csv:2: expected pid as a whole number from -1 on"),
         (
@@ -503,3 +512,20 @@ def test_archive_in_an_archive_is_not_read(tmp_path):
     inner = write_zip(tmp_path / "inner.zip", MARKET).read_bytes()
     with pytest.raises(ValueError, match=r"found none; unpack Market\.zip first"):
         load_dataset(write_zip(tmp_path / "a.zip", {"Market.zip": inner}))
+
+
+def test_images_of_each_person_in_a_folder(pack):
+    path = pack(files_of("train/0002/0002_c1s1_000451_03.jpg", "query/0001_c1s1_1.jpg"))
+    with pytest.raises(ValueError, match=r"train: expected train images .*; they lie in folders below, such as 0002"):
+        load_dataset(path)
+
+
+@pytest.mark.parametrize("mark", [b"PK\x01\x02", b"PK\x05\x06"], ids=["last entry", "end"])
+def test_archive_with_a_damaged_table_of_contents(tmp_path, mark):
+    path = write_zip(tmp_path / "a.zip", MARKET)
+    content = bytearray(path.read_bytes())
+    place = content.rindex(mark) + (0 if mark[2] == 1 else 12)  # of the end, the size of the table
+    content[place] ^= 0x5A
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^{path}: not a readable zip archive \("):
+        load_dataset(path)

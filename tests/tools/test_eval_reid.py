@@ -332,6 +332,64 @@ def test_ctrl_c_keeps_what_was_there(folder, call, tool, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ([*MODEL, "--json", "e.safetensors"], "e.safetensors: the result would overwrite an input"),
+        ([*MODEL, "--json", "link"], "link: the result would overwrite an input"),
+        ([*MODEL, "--features", "e.safetensors"], "e.safetensors: expected features written by eval_reid.py"),
+        ([*MODEL, "--json", "f.npz", "--features", "f.npz"], "f.npz: the result would overwrite an input"),
+        ([*MODEL, "--json", "n", "--features", "n"], "n: the result would overwrite another result"),
+        ([*MODEL, "--json", "r/figures.json", "--out", "r"], "r/figures.json: would be written twice"),
+        ([*MODEL, "--json", "m/query/0001_c1s1_000001_00.png"], "00.png: the result would overwrite an input"),
+        (["--data", "m.zip", "--weights", "e.safetensors", "--json", "m.zip"], "m.zip: the result would overwrite an"),
+        (["--data", "m.zip/m", "--weights", "e.safetensors", "--json", "m.zip"], "m.zip: the result would overwrite"),
+        (["--data", "t.csv", "--weights", "e.safetensors", "--json", "t.csv"], "t.csv: the result would overwrite an"),
+        (["--data", "folder:.,t.csv", "--weights", "e.safetensors", "--json", "t.csv"], "t.csv: the result would"),
+        (["--features", "f.npz", "--json", "f.npz"], "f.npz: the result would overwrite an input"),
+        (["--weights", "x/e.onnx", "--export", "onnx", "--out", "x"], "x/e.onnx: the result would overwrite an input"),
+        ([*MODEL, "--out", "t.csv"], "t.csv: expected a folder that can be written to"),
+        ([*MODEL, "--out", "t.csv/below"], "t.csv/below: expected a folder that can be written to"),
+        ([*MODEL, "--json", "shut/o.json"], "shut/o.json: cannot be written"),
+        ([*MODEL, "--features", "shut/f.npz"], "shut/f.npz: cannot be written"),
+        ([*MODEL, "--out", "shut/r"], "shut/r: expected a folder that can be written to"),
+    ],
+)  # fmt: skip
+def test_places_of_results_are_checked_first(folder, call, monkeypatch, options, message):
+    assert call(*MODEL, "--features", "f.npz")[0] == 0
+    with zipfile.ZipFile("m.zip", "w") as archive:
+        for path in sorted(Path("m").rglob("*.png")):
+            archive.write(path)
+    Path("t.csv").write_text("path,pid,split\nm/query/0001_c1s1_000001_00.png,1,query\n")
+    for name in ("x", "shut"):
+        Path(name).mkdir()
+    Path("x/e.onnx").write_bytes(Path("e.safetensors").read_bytes())
+    Path("link").symlink_to("e.safetensors")
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "shut" and access(path, mode))
+    before = {path: path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+    error = failing(call(*options))
+    assert message in error, error
+    assert {path: path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")} == before
+
+
+def test_images_that_have_changed_since(folder, call):
+    assert call(*MODEL, "--features", "f.npz")[0] == 0
+    before = Path("f.npz").read_bytes()
+    add_images(folder / "m" / "query", ["0001_c1s1_000001_00.png"], seed=77)
+    error = failing(call(*MODEL, "--features", "f.npz"))
+    assert re.search(r"f\.npz: features of other data \(query: query/0001_c1s1_000001_00\.png has changed", error)
+    assert Path("f.npz").read_bytes() == before
+    assert call("--features", "f.npz")[0] == 0
+
+
+def test_a_query_that_shows_nobody(folder, call):
+    add_images(folder / "m" / "query", ["-1_c1s1_000001_00.png"])
+    error = failing(call(*MODEL, "--features", "f.npz"))
+    assert "m/query/-1_c1s1_000001_00.png: expected queries of identities from 1" in error
+    assert not Path("f.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         (["--data", "no", "--weights", "e.safetensors"], "no: no such file or folder"),
         (["--data", "m", "--weights", "no.safetensors"], "no.safetensors: no such weights file"),
         (["--data", "m", "--weights", "detector:no.safetensors"], "no.safetensors: no such weights file"),
