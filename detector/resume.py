@@ -77,7 +77,7 @@ def restore(
         parts.load_state_dict(state["parts"])
     except RuntimeError as error:
         raise ValueError(
-            f"{path}: does not fit: the model's configuration, the identities in the data, or ema changed since"
+            f"{path}: does not fit: the model's configuration, or the identities in the data, changed since"
         ) from error
     saved, own = ("momentum" in some["param_groups"][0] for some in (state["optimizer"], optimizer.state_dict()))
     try:
