@@ -24,6 +24,11 @@ Refined when all frames are known:
     python tools/track.py --video in.mp4 --relink --fill-gaps --smooth
     python tools/track.py --detections det.txt --out results --fill-gaps 0.5
 
+One id for a person in all inputs, told by embeddings; two whom an input shows in one frame are two people:
+
+    python tools/track.py --video cam1.mp4 cam2.mp4 --global-ids
+    python tools/track.py --detections a.txt b.txt --embeddings a.npy b.npy --out results --global-ids
+
 Writes <name>.txt, one row a person and frame in MOTChallenge's format (frame,id,left,top,width,height,score,-1,-1,-1 in
 pixels of the original image, appended as it goes; the first -1 is the class where detections have one), and
 <name>.tracked.mp4 with boxes, ids and trails. <name> is the input's; for <name>/det/det.txt that of the sequence.
@@ -135,6 +140,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"add the boxes missing between two sightings, for up to S seconds (default {FILL_SECONDS:g}), scored 0",
     )
     add("--smooth", action="store_true", help="replace boxes by the estimate from all sightings, earlier and later")
+    add(
+        "--global-ids",
+        action="store_true",
+        help="one identity space over all inputs: tracks that look alike become one person, unless an input shows both "
+        "at once (offline.global_thresh)",
+    )
 
     group = parser.add_argument_group("output")
     add = group.add_argument
@@ -214,7 +225,7 @@ def check_options(args: argparse.Namespace) -> None:
 def track_videos(args: argparse.Namespace) -> int:
     """Open everything, then track; whatever can be wrong with the input is found before the model is loaded."""
     settings = resolve_settings(args)
-    files = read_files(args)
+    files = read_files(args, settings["offline"].global_ids)
     with contextlib.ExitStack() as stack:
         sources = open_sources(args, settings, stack)
         if files:
@@ -301,7 +312,7 @@ def start_run(
 def track_files(args: argparse.Namespace) -> int:
     """Track what files of detections hold; all of them are read, and found to be good, before anything is written."""
     settings = resolve_settings(args)
-    files = read_files(args)
+    files = read_files(args, settings["offline"].global_ids)
     ranges = [file.frame_range(args.start, args.end) for file in files]
     places = output_places(args, args.detections, [file.name for file in files], film=False)
     trackers = [Tracker(settings["tracker"], args.fps or file.frame_rate) for file in files]
@@ -328,14 +339,20 @@ def track_files(args: argparse.Namespace) -> int:
     return finish(args, session, settings)
 
 
-def read_files(args: argparse.Namespace) -> list[DetectionFile]:
-    """What --detections names."""
+def read_files(args: argparse.Namespace, global_ids: bool) -> list[DetectionFile]:
+    """What --detections names; `global_ids`: all will be compared."""
     files = []
+    dimensions = set()
     for path, embeddings in zip(args.detections or [], args.embeddings or itertools.repeat(None), strict=False):
         file = read_detection_file(path, embeddings, score_range=args.score_range, classes=args.classes)
         for note in file.notes:
             print(f"note: {path}: {note}")
         files.append(file)
+        if file.detections.embeddings is not None:
+            dimensions.add(file.detections.embeddings.shape[1])
+    if global_ids and files and len(dimensions) != 1:
+        found = f"those of {' and '.join(map(str, sorted(dimensions)))} numbers" if dimensions else "none"
+        raise ValueError(f"--global-ids: expected --embeddings that can be compared, got {found}")
     return files
 
 
@@ -409,7 +426,7 @@ def resolve_settings(args: argparse.Namespace) -> dict[str, Any]:
         overrides.append(f"live.max_latency={args.max_latency}")
     if args.fill_gaps is not None:
         overrides.append(f"offline.fill_gaps={args.fill_gaps}")
-    overrides += [f"offline.{name}=true" for name in ("relink", "smooth") if getattr(args, name)]
+    overrides += [f"offline.{name}=true" for name in ("relink", "smooth", "global_ids") if getattr(args, name)]
     settings = load_config(args.config, overrides, SECTIONS, others=["detector"])
     if args.score_thresh is not None:
         score = args.score_thresh

@@ -22,7 +22,7 @@ FILL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class OfflineConfig:
-    """What `refine` does, in this order. Nothing, by default.
+    """What `refine` does, in this order, and `join_cameras` behind it. Nothing, by default.
 
     Raises:
         ValueError: a value out of its range; the message names the field, what is expected and what was given.
@@ -47,13 +47,21 @@ class OfflineConfig:
     smooth: bool = False
     """Replace boxes by the estimate from all sightings of a person. Worth it where boxes jitter, as a small detector's
     do; boxes that are exact already lose by it."""
+    global_ids: bool = False
+    """Give the tracks of all inputs ids of one space, by what people look like; see `tracker.global_ids`."""
+    global_thresh: float = 0.35
+    """Largest mean cosine distance of groups of tracks that become one person, (0, 2]."""
 
     def __post_init__(self) -> None:
         for name in ("relink_seconds", "relink_deviation", "relink_motion_seconds", "fill_gaps"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
-        for name, highest in (("relink_embedding_thresh", 2.0), ("relink_motion_thresh", math.inf)):
+        for name, highest in (
+            ("relink_embedding_thresh", 2.0),
+            ("relink_motion_thresh", math.inf),
+            ("global_thresh", 2.0),
+        ):
             value = getattr(self, name)
             if not (0 < value <= highest and value < math.inf):
                 limit = f" up to {highest:g}" if highest < math.inf else ""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -111,25 +112,27 @@ class Output:
         self.close()
 
 
-def write_whole(text: Path, results: Iterable[FrameResult], with_classes: bool = False) -> Output:
-    """Write a text file at once: beside its place, then renamed, so that an older one is lost only to a complete one.
+@contextlib.contextmanager
+def rewritten(output: Output, results: Iterable[FrameResult]) -> Iterator[Output]:
+    """Write an output's text file anew, beside its place; the new one takes it where the block succeeds.
 
     Args:
-        text: the MOTChallenge file.
+        output: with a text, closed.
         results: of every frame, at least one.
-        with_classes: as for `Output`.
 
-    Returns:
-        The output, closed, for what it counted.
+    Yields:
+        What was written, closed, for what it counted.
 
     Raises:
-        OSError: the file cannot be written; an older one is still there.
+        OSError: the file cannot be written; the older one is still there.
     """
-    with replacing(text) as part, Output(part, with_classes=with_classes) as output:
-        for result in results:
-            output.add(None, result)
-    output.text = text
-    return output
+    assert output.text
+    with replacing(output.text) as part:
+        with Output(part, frame_rate=output.frame_rate, with_classes=output.with_classes) as made:
+            for result in results:
+                made.add(None, result)
+        made.text = output.text
+        yield made
 
 
 def choose_places(

@@ -6,7 +6,7 @@ hand every piece is compared with all others that begin after it ends, and an as
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,10 +133,7 @@ class _Pieces:
         first, first_velocity = _fit_lines(seconds - begin[track], place, track)
         last, last_velocity = _fit_lines(seconds - end[track], place, track)
         track_ids = trajectories.track_ids[starts]
-        known = trajectories.embeddings
-        unknown = np.zeros(len(next(iter(known.values()), ())), np.float32)
-        embedding = np.array([known.get(track_id, unknown) for track_id in track_ids.tolist()], np.float32)
-        embedding = embedding.reshape(len(track_ids), len(unknown))
+        embedding = trajectories.embedding_rows()
         return cls(
             track_ids=track_ids,
             rows=rows,
@@ -224,14 +221,7 @@ def _join(trajectories: Trajectories, pieces: _Pieces, first: IntArray, second: 
     order = pieces.begin[second].argsort(kind="stable")  # so that a chain's leader is known when its next piece comes
     for one, next_one in zip(first[order].tolist(), second[order].tolist(), strict=True):
         leader[next_one] = leader[one]
-    total = np.zeros(pieces.embedding.shape)
-    np.add.at(total, leader, pieces.embedding * pieces.rows[:, None])
-    length = np.linalg.norm(total, axis=1)
-    embeddings = {
-        int(pieces.track_ids[row]): (total[row] / length[row]).astype(np.float32) for row in length.nonzero()[0]
-    }
-    track_ids = np.repeat(pieces.track_ids[leader], pieces.rows)
-    return replace(trajectories, track_ids=track_ids, embeddings=embeddings)
+    return trajectories.renamed(pieces.track_ids[leader])
 
 
 def _renumber(trajectories: Trajectories) -> Trajectories:
@@ -239,10 +229,4 @@ def _renumber(trajectories: Trajectories) -> Trajectories:
     starts = trajectories.starts.nonzero()[0]
     numbers = np.empty(len(starts), np.int64)
     numbers[trajectories.frames[starts].argsort(kind="stable")] = np.arange(1, len(starts) + 1)
-    number_of = dict(zip(trajectories.track_ids[starts].tolist(), numbers.tolist(), strict=True))
-    known = trajectories.embeddings.items()
-    return replace(
-        trajectories,
-        track_ids=np.repeat(numbers, np.diff(starts, append=len(trajectories))),
-        embeddings={number_of[track_id]: vector for track_id, vector in known if track_id in number_of},
-    )
+    return trajectories.renamed(numbers)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tracker.console import hold_signals, meter, one_line, progress
+from tracker.console import hold_signals, meter, one_line, progress, say
+from tracker.global_ids import join_cameras
 from tracker.offline import OfflineConfig, refine
-from tracker.output import Output, write_whole
+from tracker.output import Output, rewritten
 from tracker.sources import Source, SourceError
-from tracker.trajectories import Recorder
+from tracker.trajectories import Recorder, Trajectories
 from tracker.types import FrameResult
 from tracker.video import Frame
 
@@ -59,6 +62,7 @@ class Session:
         runs: one for each input.
         seconds: on the clock under `total`, then in each stage; stages may overlap.
         stopped: what ended it early; None while nothing did.
+        joined: whether the ids of all runs are of one space.
 
     Args:
         runs: their outputs are closed at the end.
@@ -70,6 +74,7 @@ class Session:
         self.runs = runs
         self.seconds: dict[str, float] = {"total": 0.0}
         self.stopped: BaseException | None = None
+        self.joined = False
         self._stages = stages
         self._offline = offline
 
@@ -116,13 +121,20 @@ class Session:
     def _refine(self) -> None:
         """Put refined results in place of those written, and draw the films of them.
 
-        A text file is replaced when the new one is complete, before its film is begun.
+        The text files are replaced together, when the last new one is complete, before any film is begun.
         """
         started = time.perf_counter()
+        runs = [run for run in self.runs if run.output.frames]
         try:
-            for run in self.runs:
-                if run.output.frames:
-                    _refine(run, self._offline)
+            tables = [_refine(run, self._offline) for run in runs]
+            if self._offline.global_ids:
+                tables = join_cameras(tables, [run.output.frame_rate for run in runs], self._offline.global_thresh)
+                if any(len(table) for table in tables) and not any(table.embeddings for table in tables):
+                    say("note: no embedding describes anybody, so that every track has a global id of its own")
+            _replace_texts(runs, tables)
+            self.joined = self._offline.global_ids
+            for run, table in zip(runs, tables, strict=True):
+                _draw(run, table)
         finally:
             self.seconds["refine"] = time.perf_counter() - started
             self.seconds["total"] += self.seconds["refine"]
@@ -130,6 +142,8 @@ class Session:
     def report(self) -> dict[str, Any]:
         """The summary as data: of all runs, and where there are several, of each."""
         report = {**_count(self.runs), "fps": round(self._rate, 2)}
+        if self.joined:
+            report["ids"], report["shared_ids"] = self._joined_ids()
         report["seconds"] = {stage: round(value, 4) for stage, value in self.seconds.items()}
         if len(self.runs) > 1:
             report["runs"] = [
@@ -144,7 +158,10 @@ class Session:
         frames = max(sum(run.output.frames for run in self.runs), 1)
         split = ", ".join(f"{k} {v * 1000 / frames:.1f}" for k, v in self.seconds.items() if k != "total")
         rate = f"{self._rate:.1f} frames/s (ms a frame, overlapping: {split})"
-        return [*lines, f"{_describe(self.runs)}, {rate}"]
+        ids = ""
+        if self.joined and len(self.runs) > 1:
+            ids = "{} ids over all inputs, {} of them in several".format(*self._joined_ids())
+        return [*lines, f"{_describe(self.runs, ids)}, {rate}"]
 
     def reach(self) -> str:
         """How far an interrupted session came, in words that go on after "interrupted"."""
@@ -156,33 +173,51 @@ class Session:
         unrefined = ", but not refined" if refines(self._offline) else ""
         return f" after {place}; the results are complete up to there{unrefined}"
 
+    def _joined_ids(self) -> tuple[int, int]:
+        """How many ids there are over all runs, and how many of these several runs have."""
+        runs_of = Counter(itertools.chain.from_iterable(run.output.ids for run in self.runs))
+        return len(runs_of), sum(count > 1 for count in runs_of.values())
+
     @property
     def _rate(self) -> float:
         return sum(run.output.frames for run in self.runs) / max(self.seconds["total"], 1e-9)
 
 
-def _refine(run: Run, config: OfflineConfig) -> None:
-    output = run.output
-    assert run.recorder and output.text
+def _refine(run: Run, config: OfflineConfig) -> Trajectories:
+    assert run.recorder
     with meter("smoothing", "identities") as show:
-        refined = refine(run.recorder.trajectories(), output.frame_rate, config, show)
-    span = run.first_frame, output.last_frame
-    run.output = write_whole(output.text, refined.results(*span), output.with_classes)
-    run.refined = True
+        return refine(run.recorder.trajectories(), run.output.frame_rate, config, show)
+
+
+def _replace_texts(runs: Sequence[Run], tables: Sequence[Trajectories]) -> None:
+    """Write all texts anew; the old ones are all lost, or where one cannot be written, none."""
+    with contextlib.ExitStack() as stack:
+        outputs = []
+        for run, table in zip(runs, tables, strict=True):
+            results = table.results(run.first_frame, run.output.last_frame)
+            outputs.append(stack.enter_context(rewritten(run.output, results)))
+        with hold_signals():
+            stack.close()
+            for run, output in zip(runs, outputs, strict=True):
+                run.output, run.refined = output, True
+
+
+def _draw(run: Run, table: Trajectories) -> None:
+    output = run.output
     if run.film and run.reopen:
         with contextlib.closing(run.reopen()) as source:
             film = Output(None, run.film, source.size, output.frame_rate, output.with_classes)
-            pictures = zip(refined.results(*span), source, strict=False)
+            pictures = zip(table.results(run.first_frame, output.last_frame), source, strict=False)
             with film:
                 for result, frame in progress(pictures, output.frames, doing="drawing"):
                     with hold_signals():
                         film.add(frame, result)
-        run.output.film = run.film
+        output.film = run.film
 
 
 def refines(config: OfflineConfig) -> bool:
-    """Whether the settings ask for any refinement."""
-    return config.relink or config.fill_gaps is not None or config.smooth
+    """Whether the settings ask for anything that is done when all frames are known."""
+    return config.relink or config.fill_gaps is not None or config.smooth or config.global_ids
 
 
 def _count(runs: Sequence[Run]) -> dict[str, Any]:
@@ -196,9 +231,9 @@ def _count(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def _describe(runs: Sequence[Run]) -> str:
-    """What was found, in words."""
+def _describe(runs: Sequence[Run], ids: str = "") -> str:
+    """What was found, in words; `ids` says how many identities, in place of a count for each run."""
     count = _count(runs)
     dropped = f", {count['dropped']} dropped" if any(run.live for run in runs) else ""
     people = count["boxes"] / max(count["frames"], 1)
-    return f"{count['frames']} frames{dropped}, {people:.1f} people a frame, {count['ids']} ids"
+    return f"{count['frames']} frames{dropped}, {people:.1f} people a frame, {ids or str(count['ids']) + ' ids'}"

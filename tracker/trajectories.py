@@ -81,6 +81,17 @@ class Trajectories:
         first[1:] = self.track_ids[1:] != self.track_ids[:-1]
         return first
 
+    @property
+    def ends(self) -> NDArray[np.bool_]:
+        """(R,) True at the last row of each identity."""
+        return np.roll(self.starts, -1)
+
+    def embedding_rows(self) -> FloatArray:
+        """The embeddings (T, D) of the identities, in ascending order; zeros where one is not described."""
+        unknown = np.zeros(len(next(iter(self.embeddings.values()), ())), np.float32)
+        known = [self.embeddings.get(track_id, unknown) for track_id in self.track_ids[self.starts].tolist()]
+        return np.array(known, np.float32).reshape(len(known), len(unknown))
+
     def __getitem__(self, rows: NDArray[np.bool_]) -> Trajectories:
         """The rows of a mask; embeddings stay."""
         return replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})
@@ -94,6 +105,31 @@ class Trajectories:
         first[1:] = (track_ids[1:] != track_ids[:-1]) | (frames[1:] != frames[:-1])
         rows = order[first]
         return replace(self, **{name: column[rows] for name, column in both.items()})
+
+    def renamed(self, track_ids: IntArray) -> Trajectories:
+        """Other ids (T,) for the identities, in ascending order of theirs; those that get the same one are joined.
+
+        Joined identities have the mean of their embeddings, weighted by their boxes. Where they have two boxes in a
+        frame, a predicted one is left out.
+
+        Raises:
+            ValueError: identities joined that are both seen in one frame.
+        """
+        rows = np.diff(self.starts.nonzero()[0], append=len(self))
+        names, part_of = np.unique(track_ids, return_inverse=True)
+        parts = self.embedding_rows()
+        total = np.zeros((len(names), parts.shape[1]))
+        np.add.at(total, part_of, parts * rows[:, None])
+        length = np.linalg.norm(total, axis=1)
+        means = {int(names[row]): (total[row] / length[row]).astype(np.float32) for row in length.nonzero()[0]}
+
+        row_ids = np.repeat(track_ids, rows)
+        order = np.lexsort((self.predicted, self.frames, row_ids))
+        again = (np.diff(row_ids[order]) == 0) & (np.diff(self.frames[order]) == 0) & self.predicted[order][1:]
+        keep = np.ones(len(self), bool)
+        keep[order[1:][again]] = False
+        columns: dict[str, Any] = {name: getattr(self, name)[keep] for name in _COLUMNS}
+        return replace(self, **(columns | {"track_ids": row_ids[keep], "embeddings": means}))
 
     @classmethod
     def from_mot(cls, rows: MotRows) -> Trajectories:

@@ -43,6 +43,7 @@ def test_each_step_alone():
         ("relink_deviation", float("nan"), "relink_deviation: expected a number of at least 0, got nan"),
         ("relink_embedding_thresh", 0.0, "relink_embedding_thresh: expected a number above 0 up to 2, got 0.0"),
         ("relink_embedding_thresh", 2.5, "above 0 up to 2, got 2.5"),
+        ("global_thresh", 0.0, "global_thresh: expected a number above 0 up to 2, got 0.0"),
         ("relink_motion_thresh", float("inf"), "relink_motion_thresh: expected a number above 0, got inf"),
     ],
 )

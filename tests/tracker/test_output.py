@@ -5,7 +5,7 @@ import pytest
 
 from tests.tracker.clips import SIZE, decoded, scene
 from tracker.mot import read_mot
-from tracker.output import Output, choose_places, claim, write_whole
+from tracker.output import Output, choose_places, claim, rewritten
 from tracker.types import FrameResult
 
 
@@ -52,12 +52,18 @@ def test_a_whole_file_takes_the_place_of_the_old_one_only_when_complete(tmp_path
         assert text.read_text() == "old"
         raise ValueError("no more")
 
-    with pytest.raises(ValueError, match="no more"):
-        write_whole(text, broken())
+    old = Output(text, frame_rate=12.5, with_classes=True)
+    with pytest.raises(ValueError, match="no more"), rewritten(old, broken()):
+        pass
     assert text.read_text() == "old"
-    output = write_whole(text, [result(1, [1]), result(2, [1, 4])])
-    assert (output.text, output.frames, output.boxes, output.ids) == (text, 2, 3, {1, 4})
-    assert len(read_mot(text)) == 3
+    with pytest.raises(ValueError, match="not now"), rewritten(old, [result(1, [1])]):
+        raise ValueError("not now")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+    with rewritten(old, [result(1, [1], class_id=3), result(2, [1, 4])]) as made:
+        assert text.read_text() == "old"
+    assert (made.text, made.frames, made.boxes, made.ids) == (text, 2, 3, {1, 4})
+    assert (made.frame_rate, made.with_classes) == (12.5, True)
+    assert read_mot(text).classes.tolist() == [3, 0, 0]
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 

@@ -131,3 +131,33 @@ def test_a_file_of_detections_is_no_result(tmp_path):
     path.write_text("1,-1,0,0,10,20,0.9\n1,-1,50,0,10,20,0.9\n")
     with pytest.raises(ValueError, match="identity -1 has two boxes in frame 1"):
         Trajectories.from_mot(read_mot(path))
+
+
+def test_identities_renamed_and_joined():
+    looks = {2: np.array([1, 0], np.float32), 7: np.array([0, 1], np.float32)}
+    rows = [(1, 2), (2, 2), (3, 2), (5, 7), (9, 8)]
+    given = table(rows, embeddings=looks)
+    assert given.ends.tolist() == [False, False, True, True, True]
+    assert given.embedding_rows().tolist() == [[1, 0], [0, 1], [0, 0]]
+    swapped = given.renamed(np.array([7, 2, 1]))
+    assert swapped.track_ids.tolist() == [1, 2, 7, 7, 7]
+    assert swapped.frames.tolist() == [9, 5, 1, 2, 3]
+    assert {i: vector.tolist() for i, vector in swapped.embeddings.items()} == {7: [1, 0], 2: [0, 1]}
+    joined = given.renamed(np.array([1, 1, 3]))
+    assert joined.track_ids.tolist() == [1, 1, 1, 1, 3]
+    assert list(joined.embeddings) == [1]
+    np.testing.assert_allclose(joined.embeddings[1], np.array([3, 1]) / np.sqrt(10), rtol=1e-6)
+    nobody = table([])
+    assert (len(nobody.renamed(np.zeros(0, np.int64))), nobody.ends.tolist()) == (0, [])
+    assert nobody.embedding_rows().shape == (0, 0)
+
+
+def test_of_two_boxes_in_a_frame_the_one_that_was_seen_stays():
+    rows = [(1, 1), (2, 1), (3, 1), (2, 2), (3, 2), (4, 2)]
+    both = table(rows, predicted=np.array([False, True, True, False, True, False]))
+    made = both.renamed(np.array([5, 5]))
+    assert made.frames.tolist() == [1, 2, 3, 4]
+    assert made.xyxy[:, 0].tolist() == [10, 20, 10, 20]
+    assert made.predicted.tolist() == [False, False, True, False]
+    with pytest.raises(ValueError, match="identity 5 has two boxes in frame 2"):
+        table(rows).renamed(np.array([5, 5]))
