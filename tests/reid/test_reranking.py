@@ -5,14 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reid import reranking
 from reid.ranking import evaluate_ranking
-from reid.reranking import RerankConfig, RerankedDistances, shared_weight
+from reid.reranking import RerankConfig, RerankedDistances
 
 
 def rerank_by_loops(query, gallery, k1=20, k2=6, weight=0.3, power=4, unit=True):
@@ -148,19 +147,6 @@ def test_identical_images():
     found = whole(RerankedDistances(*ones))
     assert np.isfinite(found).all()
     assert found.min() >= 0
-
-
-@pytest.mark.parametrize("limits", [(1, 1), (40, 10**6), (10**6, 40), (10**6, 10**6)])
-def test_overlap_equals_loops(monkeypatch, limits):
-    monkeypatch.setattr(reranking, "_BLOCK_PRODUCTS", limits[0])
-    monkeypatch.setattr(reranking, "_BLOCK_SUMS", limits[1])
-    rng = np.random.default_rng(0)
-    first, second = (rng.random((n, 15)) * (rng.random((n, 15)) < 0.3) for n in (9, 20))
-    first[4] = second[7] = second[:, 3] = 0
-    expected = [[np.minimum(a, b).sum() for b in second] for a in first]
-    found = shared_weight(sp.csr_array(first), sp.csr_array(second))
-    assert found.shape == (9, 20) and found.nnz == np.count_nonzero(expected)
-    np.testing.assert_allclose(found.toarray(), expected, atol=1e-12)
 
 
 @pytest.mark.gpu
