@@ -60,11 +60,11 @@ class Monitor:
                 group = "uncertainty" if name.startswith("s_") else "train"
                 self._board.add_scalar(f"{group}/{name}", value, int(row["step"]))
 
-    def validation(self, figures: Mapping[str, float | int | None], step: int) -> None:
-        """Figures of a validation."""
+    def validation(self, figures: Mapping[str, float | int | None], step: int, group: str = "val") -> None:
+        """Figures of a validation, or of another group that is not of each step."""
         for name, value in figures.items():
             if value is not None:
-                self._board.add_scalar(f"val/{name}", value, step)
+                self._board.add_scalar(f"{group}/{name}", value, step)
 
     def picture(self, name: str, image: NDArray[np.uint8], step: int) -> None:
         """(H, W, 3) BGR."""

@@ -16,14 +16,13 @@ _OTHERS = ("step", "epoch", "lr", "grad_norm", "accuracy")
 _POINTS = 300
 
 
-def plot_curves(log: Path, validation: Path, path: Path, steps_per_epoch: int) -> None:
+def plot_curves(log: Path, validation: Path, path: Path) -> None:
     """Draw losses, accuracy of the classifier, learning rate, and how the gallery is ranked, over the epochs, as PNG.
 
     Args:
-        log: JSON lines of each step, with `step`, `lr`, losses, and `accuracy` where there is a classifier.
+        log: JSON lines of each step, with `step`, `epoch`, `lr`, losses, and `accuracy` where there is a classifier.
         validation: JSON lines of each evaluation, with `step`, `mAP` and `rank-1`; it need not exist.
         path: file to write.
-        steps_per_epoch: to count in epochs.
 
     Raises:
         OSError: it cannot be written.
@@ -33,18 +32,19 @@ def plot_curves(log: Path, validation: Path, path: Path, steps_per_epoch: int) -
     rows, evaluations = _read(log), _read(validation)
     if not rows:
         return
-    epochs = np.array([row["step"] for row in rows]) / steps_per_epoch
+    steps, epochs = (np.array([row[name] for row in rows], float) for name in ("step", "epoch"))
     figure = Figure(figsize=(11, 7), layout="constrained")
-    losses, share, ranks, rate = figure.subplots(2, 2).flat
+    places = figure.subplot_mosaic("LA;VR" if "accuracy" in rows[-1] else "LL;VR")
+    losses, ranks, rate = (places[name] for name in "LVR")
     for name in (name for name in rows[-1] if name not in _OTHERS):
         losses.plot(*_smooth(epochs, rows, name), label=name, linewidth=2.5 if name == "total" else 1.2)
     losses.set(title="losses", ylim=(0, None))
     losses.legend(frameon=False, fontsize=8)
-    if "accuracy" in rows[-1]:
+    if "A" in places:
         x, y = _smooth(epochs, rows, "accuracy")
-        share.plot(x, 100 * y, color="C2")
-    share.set(title="training images classified right, %", ylim=(0, 102))
-    at = [row["step"] / steps_per_epoch for row in evaluations]
+        places["A"].plot(x, 100 * y, color="C2")
+        places["A"].set(title="training images classified right, %", ylim=(0, 102))
+    at = np.interp([row["step"] for row in evaluations], np.append(0, steps), np.append(0, epochs))
     for name in ("rank-1", "mAP"):
         values = [100 * row[name] for row in evaluations]
         ranks.plot(at, values, marker="o", label=f"{name} {values[-1]:.1f}" if values else name)
@@ -52,7 +52,7 @@ def plot_curves(log: Path, validation: Path, path: Path, steps_per_epoch: int) -
     ranks.legend(frameon=False, loc="lower right")
     rate.plot(epochs, [row["lr"] for row in rows], color="0.3")
     rate.set(title="learning rate of the new layers")
-    for axes in (losses, share, ranks, rate):
+    for axes in places.values():
         axes.set(xlabel="epoch", xlim=(0, max(epochs[-1], 1e-9)))
         axes.grid(color="0.92")
         axes.spines[["top", "right"]].set_visible(False)

@@ -11,6 +11,8 @@ LAYOUT, it is recognised by its files:
 - `vehicleid`: `image` and `train_test_split`; the OPTION is the number of test vehicles;
 - `viper`: `cam_a` and `cam_b`;
 - `folder`: images `PID_cCAM_….jpg` in folders `train`, `query`, `gallery` or in one; or a CSV: path, pid, camid, split.
+- `images`: all images of a folder, of unknown people, to learn from without labels; a folder below it is a camera.
+  Never recognised: say `images:PATH`.
 
 The readers of the layouts are in `reid/layouts.py`.
 """
@@ -146,8 +148,8 @@ def load_dataset(source: str | Path, splits: Sequence[Split] | None = None, seed
 
     Args:
         source: see above.
-        splits: those that are needed, and no others are read; None stands for train, query and gallery, of the layout
-            `folder` for those that are there.
+        splits: those that are needed, and no others are read; None stands for train, query and gallery, of the layouts
+            `folder` and `images` for those that are there.
         seed: of what a layout draws at random: VIPeR's halves, VehicleID's gallery.
 
     Raises:
@@ -168,7 +170,7 @@ def load_dataset(source: str | Path, splits: Sequence[Split] | None = None, seed
     if unknown := [split for split in wanted if split not in SPLITS]:
         raise ValueError(f"splits: expected some of {', '.join(SPLITS)}, got {unknown[0]!r}")
     rows = LAYOUTS[layout](store, wanted, option, seed)
-    for split in rows if layout == "folder" and splits is None and rows else wanted:
+    for split in rows if layout in ("folder", "images") and splits is None and rows else wanted:
         if not rows.get(split):
             where = f" (in a folder {split}, or so called by a CSV in the column split)" if layout == "folder" else ""
             raise ValueError(f"{store.path()}: expected {split} images{where}, found none")
@@ -266,6 +268,8 @@ def _layouts(store: Store) -> list[str]:
 
 
 def _shows(store: Store, layout: str) -> bool:
+    if layout == "images":
+        return True
     if layout == "folder":
         return (
             any(map(store.has, SPLITS))

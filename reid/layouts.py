@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from reid.cuhk03 import read_cuhk03_names
-from reid.storage import Store, images_in, inside, read_text
+from reid.storage import Store, images_below, images_in, inside, read_text
 
 JUNK_PID = -1
 """Identity of crops that are neither right nor wrong; ranking leaves them out. Distractors carry 0 and stay in."""
@@ -48,6 +48,7 @@ _MSMT17_LISTS: dict[Split, tuple[str, ...]] = {
 }
 # 0002_c1s1_000451_03: identity, camera, then sequence, frame and box, which nothing here needs.
 _LABELLED_NAME = re.compile(r"(?P<pid>-1|\d+)_c(?P<camid>\d+)(?:s\d+)?[_.]")
+_CAMERA_IN_NAME = re.compile(r"(?:^|_)c(?P<camid>\d{1,9})(?:s\d+)?[_.]")
 # That a 64-bit number surely holds.
 _MOST_DIGITS = 18
 _VIPER_NAME = re.compile(r"(?P<pid>\d+)_\d+\.")
@@ -296,6 +297,25 @@ def _expect(store: Store, name: str, what: str) -> None:
         raise ValueError(f"{store.path(name)}: expected {what}, found none")
 
 
+def read_images(store: Store, splits: tuple[Split, ...], option: str, seed: int) -> Rows:
+    """Images of whatever name to learn from without labels, in folders of any depth; the identity of all is junk.
+
+    Each folder directly below is a camera, counted in order of their names. Where there is one at most, names of images
+    tell the camera if they are like `…_c3_….jpg`.
+    """
+    names = images_below(store)
+    if not names:
+        raise ValueError(f"{store.path()}: expected images, found none")
+    folders = [PurePosixPath(name).parts[:-1][:1] for name in names]
+    number = {folder: camid for camid, folder in enumerate(sorted(set(folders)), 1)}
+    if len(number) > 1:
+        camids = [number[folder] for folder in folders]
+    else:
+        found = [_CAMERA_IN_NAME.search(PurePosixPath(name).name) for name in names]
+        camids = [int(match["camid"]) if match else UNKNOWN_CAMID for match in found]
+    return {"train": [(name, JUNK_PID, camid) for name, camid in zip(names, camids, strict=True)]}
+
+
 LAYOUTS: dict[str, Callable[[Store, tuple[Split, ...], str, int], Rows]] = {
     "market1501": read_market,
     "dukemtmc": read_market,
@@ -306,4 +326,5 @@ LAYOUTS: dict[str, Callable[[Store, tuple[Split, ...], str, int], Rows]] = {
     "vehicleid": read_vehicleid,
     "viper": read_viper,
     "folder": read_folder,
+    "images": read_images,
 }

@@ -6,7 +6,7 @@ share each batch: every one takes its part of it, and the joint batches are the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -185,3 +185,17 @@ class Batches:
                 rows = batch[first : first + share].tolist()
                 yield [Draw(epoch, step * size + first + i, row) for i, row in enumerate(rows)]
             epoch, within = epoch + 1, 0
+
+
+class Plan:
+    """The batches of an epoch, for a loader whose processes live longer than that (`batch_sampler`).
+
+    Attributes:
+        batches: set it before the loader is iterated over again.
+    """
+
+    def __init__(self) -> None:
+        self.batches: Iterable[list[Draw]] = ()
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        return iter(self.batches)

@@ -51,6 +51,7 @@ def separation(
     features: NDArray[np.floating[Any]],
     tracklets: Tracklets,
     *,
+    measured: NDArray[np.bool_] | None = None,
     min_time: float = 0.0,
     per_track: int = 32,
     seed: int = 0,
@@ -62,7 +63,9 @@ def separation(
 
     Args:
         features: (N, D) embeddings of all boxes, of any length.
-        tracklets: of the same boxes. Those that are to be measured: `tracklets[hold_out(tracklets)]`.
+        tracklets: of the same boxes.
+        measured: (N,) boxes of tracklets that are to be measured, as from `hold_out`: all pairs hold one of them, those
+            that should be far perhaps one alone; None: all.
         min_time: tracklets shorter than this give no pair of the first kind; in the unit of their times.
         per_track: most pairs of each kind that a tracklet is in.
         seed: of the drawing.
@@ -77,9 +80,13 @@ def separation(
         raise ValueError(f"features: row {np.isfinite(features).all(axis=1).argmin()} is not finite")
     if per_track < 1:
         raise ValueError(f"per_track: expected at least 1, got {per_track}")
+    if measured is None:
+        measured = np.ones(len(tracklets), bool)
+    if measured.shape != (len(tracklets),):
+        raise ValueError(f"measured: expected shape ({len(tracklets)},), got {measured.shape}")
     rng = np.random.default_rng(seed)
-    same = _cosine_distances(features, _pairs_within(tracklets, min_time, per_track, rng))
-    other = _cosine_distances(features, _pairs_together(tracklets, per_track, rng))
+    same = _cosine_distances(features, _pairs_within(tracklets, measured, min_time, per_track, rng))
+    other = _cosine_distances(features, _pairs_together(tracklets, measured, per_track, rng))
     both = len(same) > 0 and len(other) > 0
     return Separation(
         same_pairs=len(same),
@@ -158,10 +165,12 @@ def agreement(labels: IntArray, tracklets: Tracklets, overlapping: bool = True) 
     )
 
 
-def _pairs_within(tracklets: Tracklets, min_time: float, most: int, rng: np.random.Generator) -> IntArray:
+def _pairs_within(
+    tracklets: Tracklets, measured: NDArray[np.bool_], min_time: float, most: int, rng: np.random.Generator
+) -> IntArray:
     """(P, 2) rows of a box of the first and one of the last third of a tracklet, different pairs."""
     begin, end = tracklets.spans.T
-    long = ((end > begin) & (end - begin >= min_time))[tracklets.index]
+    long = ((end > begin) & (end - begin >= min_time))[tracklets.index] & measured
     early = _rows_by_track(tracklets, long & (tracklets.progress <= 1 / 3))
     late = _rows_by_track(tracklets, long & (tracklets.progress >= 2 / 3))
     pairs = [np.empty((0, 2), np.int64)]
@@ -180,9 +189,10 @@ def _rows_by_track(tracklets: Tracklets, chosen: NDArray[np.bool_]) -> list[IntA
     return np.split(rows, starts) if len(rows) else []
 
 
-def _pairs_together(tracklets: Tracklets, most: int, rng: np.random.Generator) -> IntArray:
+def _pairs_together(tracklets: Tracklets, measured: NDArray[np.bool_], most: int, rng: np.random.Generator) -> IntArray:
     """(P, 2) rows of two boxes of a frame; as many different pairs of tracklets as there are come first."""
-    pairs = rng.permutation(tracklets.boxes_together())
+    pairs = tracklets.boxes_together()
+    pairs = rng.permutation(pairs[measured[pairs].any(axis=1)])
     tracks = np.sort(tracklets.index[pairs], axis=1)
     order = np.argsort(_times_before(tracks[:, 0] * len(tracklets.sizes) + tracks[:, 1]), kind="stable")
     before = _times_before(tracks[order].reshape(-1)).reshape(-1, 2).max(axis=1)

@@ -1,15 +1,15 @@
-"""How an encoder is trained: settings, rates, averaging, one optimiser step. The loop is in tools/train_reid.py."""
+"""How an encoder is trained: settings, what a step computes, batches. The loop is in tools/train_reid.py."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Literal, get_args, get_type_hints
 
 import numpy as np
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
@@ -21,9 +21,8 @@ from reid.samplers import Batches, Draw, IdentitySampler, ShuffledSampler
 from reid.transforms import AugmentConfig, augment
 
 Precision = Literal["fp32", "bf16", "fp16"]
-
-# Products of such weights with anything overflow in single precision.
-_GREATEST_WEIGHT = 1e15
+AUTOCAST: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What torch's autocast computes in; None: it is off."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ class TrainConfig:
     """Images a step, over all processes."""
     images_per_identity: int = 4
     """Of each person in a batch."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or SGD with `momentum` and Nesterov's correction."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """AdamW; Adam, which adds the decay to the gradient; or SGD with `momentum` and Nesterov's correction."""
     lr: float = 3.5e-4
     """Peak learning rate of necks and classifiers, and of a backbone that starts from random weights."""
     backbone_share: float | None = None
@@ -57,7 +56,7 @@ class TrainConfig:
     momentum: float = 0.9
     """SGD's."""
     weight_decay: float = 5e-4
-    """On weights with more than one dimension."""
+    """On weights with more than one dimension; with `adam` on all, as re-ID recipes have it."""
     warmup: float = 5.0
     """Epochs of linear warm-up; at most a quarter of all."""
     schedule: Literal["step", "cosine"] = "step"
@@ -76,10 +75,20 @@ class TrainConfig:
     sync_norm: bool = False
     """Batch statistics over all GPUs. Without, each takes those of its share of a batch, and results depend on how many
     there are."""
+    bn_chunk: int = 0
+    """Batch statistics of so many images by themselves: 64 of a batch of 256 are those of four GPUs, whose results one
+    GPU then gives, too. 0: of all images of a process."""
     compile: bool = False
     """Compile the encoder with torch.compile."""
+    steps_per_epoch: int = 0
+    """Without labels: steps between two clusterings; 0: one pass over the images that are in a cluster."""
+    no_clusters: Literal["stop", "keep"] = "stop"
+    """Without labels, where there are fewer than two clusters: save and stop, or keep the labels of the epoch
+    before."""
     save_every: int = 1
     """Epochs between checkpoints."""
+    save_steps: int = 0
+    """Steps between more checkpoints within an epoch; 0 for none."""
     validate_every: int = 10
     """Epochs between evaluations on query and gallery, and after the last one; 0: none, and `data` needs no such
     folders."""
@@ -101,7 +110,7 @@ class TrainConfig:
             raise ValueError(f"epochs: expected a number above 0, got {self.epochs}")
         for name in (
             *("lr", "backbone_share", "weight_decay", "warmup", "clip", "adversarial", "extra_share"),
-            *("validate_every", "seed"),
+            *("bn_chunk", "steps_per_epoch", "save_steps", "validate_every", "seed"),
         ):
             if not 0 <= (getattr(self, name) or 0) < math.inf:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
@@ -111,7 +120,9 @@ class TrainConfig:
         if any(not 0 < share < 1 for share in self.milestones):
             raise ValueError(f"milestones: expected shares of the steps in (0, 1), got {list(self.milestones)}")
         hints = get_type_hints(TrainConfig)
-        for name in ("sampler", "optimizer", "schedule", "precision"):
+        if self.bn_chunk == 1:
+            raise ValueError("bn_chunk: expected 0, or at least 2 images, since one has no statistics, got 1")
+        for name in ("sampler", "optimizer", "schedule", "precision", "no_clusters"):
             if getattr(self, name) not in get_args(hints[name]):
                 raise ValueError(
                     f"{name}: expected one of {', '.join(get_args(hints[name]))}, got {getattr(self, name)!r}"
@@ -129,10 +140,10 @@ class TrainingStep(nn.Module):
     def __init__(self, encoder: Encoder, criterion: ReidCriterion, config: TrainConfig) -> None:
         super().__init__()
         self.encoder, self.criterion, self.config = encoder, criterion, config
-        self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
+        self._dtype = AUTOCAST[config.precision]
         self._features = torch.compile(encoder.features) if config.compile else encoder.features
 
-    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Learn from a batch.
 
         Args:
@@ -142,32 +153,47 @@ class TrainingStep(nn.Module):
         Returns:
             The weighted sum of the losses, and by name the losses and `accuracy`, the share of images whose class the
             classifier names. With `adversarial`, the sum is the mean of that of the images and of perturbed ones
-            (Goodfellow et al., eq. in section 6, α = 1/2), whose loss is `perturbed`.
+            (Goodfellow et al., eq. in section 6, α = 1/2), whose loss is `perturbed`. The third are the features
+            (B, P, C) that metric losses compare, without a graph.
         """
-        total, terms = self._losses(images, labels)
+        total, terms, features = self._losses(images, labels)
         if self.config.adversarial:
 
             def wrong(pixels: Tensor) -> Tensor:
                 logits = self.criterion.logits(self.encoder.features(pixels)[1])
                 return functional.cross_entropy(logits, labels, ignore_index=OUTLIER)
 
-            perturbed, _ = self._losses(perturb(self.encoder, wrong, images, self.config.adversarial), labels)
+            perturbed, *_ = self._losses(perturb(self.encoder, wrong, images, self.config.adversarial), labels)
             terms["perturbed"] = perturbed.detach()
             total = (total + perturbed) / 2
-        return total, terms
+        return total, terms, features
 
-    def _losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         with torch.autocast(images.device.type, self._dtype, enabled=self._dtype is not None):
-            raw, necked = self._features(images)
+            described = [self._features(chunk) for chunk in chunks(images, self.config.bn_chunk)]
+            raw, necked = map(torch.cat, zip(*described, strict=True))
         # A linear neck is a feature of its own, and what is compared; behind a batch norm alone the one before it is.
-        terms = self.criterion(necked if self.encoder.config.neck == "linear" else raw, necked, labels)
+        compared = necked if self.encoder.config.neck == "linear" else raw
+        terms = self.criterion(compared, necked, labels)
         total = self.criterion.total(terms)
         if self.criterion.config.cross_entropy:
             with torch.no_grad():
                 known = labels != OUTLIER
                 right = self.criterion.logits(necked[known]).argmax(1) == labels[known]
                 terms["accuracy"] = right.float().mean() if len(right) else total.new_zeros(())
-        return total, terms
+        return total, terms, compared.detach()
+
+
+def chunks(images: Tensor, size: int) -> list[Tensor]:
+    """A batch in pieces whose batch statistics are taken by themselves.
+
+    Args:
+        images: (B, ...).
+        size: images of a piece, the last of which may have fewer; 0: all in one. A single image that is left, which
+            has no statistics, joins the piece before.
+    """
+    ends = range(size, len(images) - 1, size) if size else ()
+    return list(images.tensor_split(list(ends)))
 
 
 def build_step(encoder: Encoder, losses: ReidLossConfig, num_classes: int, config: TrainConfig) -> TrainingStep:
@@ -176,6 +202,9 @@ def build_step(encoder: Encoder, losses: ReidLossConfig, num_classes: int, confi
     Raises:
         ValueError: settings that make no sense together.
     """
+    for name, usual in (("steps_per_epoch", 0), ("no_clusters", "stop")):
+        if getattr(config, name) != usual:
+            raise ValueError(f"train.{name}: expected {usual} with labels, got {getattr(config, name)}")
     if config.adversarial and not losses.cross_entropy:
         raise ValueError("train.adversarial: expected 0 where losses.cross_entropy is 0: it is what the attack fools")
     if bool(config.extra) != bool(losses.lsro):
@@ -228,9 +257,12 @@ class TrainingCrops(Dataset[tuple[Tensor, int]]):
 
 
 def plan_batches(
-    data: TrainingCrops, config: TrainConfig, start: int, rank: int = 0, world: int = 1
+    data: TrainingCrops, config: TrainConfig, epoch: int, within: int = 0, rank: int = 0, world: int = 1
 ) -> tuple[int, Iterator[list[Draw]]]:
-    """Steps an epoch, and the batches of this process from a step on, those of the extra images at their ends."""
+    """Steps an epoch, and the batches of this process from a step within an epoch on, endless.
+
+    Extra images are at the ends of the batches.
+    """
     size, seed = config.batch_size, config.seed
     if config.sampler == "identities":
         people, there = size // config.images_per_identity, len(data.pids)
@@ -244,6 +276,7 @@ def plan_batches(
         )
     else:
         main = ShuffledSampler(np.arange(len(data.crops)), size, seed)
+    start = epoch * main.steps_per_epoch + within
     batches = iter(Batches(main, start, rank, world))
     if data.extra:
         count = max(round(config.extra_share * size / world), 1) * world
@@ -251,117 +284,3 @@ def plan_batches(
         others = iter(Batches(ShuffledSampler(rows, count, seed + 1), start, rank, world))
         batches = ([*batch, *more] for batch, more in zip(batches, others, strict=True))
     return main.steps_per_epoch, batches
-
-
-def parameter_groups(step: TrainingStep, config: TrainConfig, pretrained: bool) -> list[dict[str, Any]]:
-    """Backbone and the rest at their own rates; no decay on vectors and scalars.
-
-    Args:
-        step: everything that is trained.
-        config: how.
-        pretrained: whether the backbone started from weights.
-    """
-    share = config.backbone_share
-    if share is None:
-        share = 0.1 if pretrained else 1.0
-    backbone = list(step.encoder.backbone.parameters())
-    own = {id(parameter) for parameter in backbone}
-    rest = [parameter for parameter in step.parameters() if id(parameter) not in own]
-    momentum = {"momentum": config.momentum, "nesterov": config.momentum > 0} if config.optimizer == "sgd" else {}
-    return [
-        {"params": [p for p in part if (p.ndim > 1) == heavy], "peak": rate, "weight_decay": decay, **momentum}
-        for part, rate in ((backbone, share * config.lr), (rest, config.lr))
-        for heavy, decay in ((True, config.weight_decay), (False, 0.0))
-    ]
-
-
-def make_optimizer(step: TrainingStep, config: TrainConfig, pretrained: bool) -> torch.optim.Optimizer:
-    """The optimiser of `parameter_groups`; `set_rates` before each step."""
-    groups = [group | {"lr": group["peak"]} for group in parameter_groups(step, config, pretrained)]
-    return torch.optim.SGD(groups) if config.optimizer == "sgd" else torch.optim.AdamW(groups)
-
-
-def rate_share(step: int, steps: int, warmup: int, config: TrainConfig) -> float:
-    """Share of the peak learning rate at a step, counted from 0, of `steps`, of which `warmup` rise."""
-    warmup = min(warmup, steps // 4)
-    if step < warmup:
-        return (step + 1) / warmup
-    if config.schedule == "step":
-        return float(0.1 ** sum(step >= share * steps for share in config.milestones))
-    progress = (step - warmup) / max(steps - warmup, 1)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def set_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
-    """The learning rate of each group, as a share of its `peak`."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * share
-
-
-def optimise(
-    runner: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    images: Tensor,
-    labels: Tensor,
-    clip: float,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """One optimiser step on this process' share of a batch.
-
-    Args:
-        runner: a `TrainingStep`, or what averages its gradients over processes.
-        optimizer: its rates are set.
-        scaler: of gradients, for fp16.
-        images: see `TrainingStep`; so are the labels.
-        labels: of the images.
-        clip: largest norm of the gradient; 0 leaves it as it is.
-
-    Returns:
-        The losses by name, `total` the first, and the gradient's norm.
-
-    Raises:
-        ValueError: a loss or the gradient is not finite; the weights have not been touched.
-    """
-    optimizer.zero_grad(set_to_none=True)
-    total, terms = runner(images, labels)
-    losses = {"total": total.detach(), **{name: value.detach() for name, value in terms.items()}}
-    _check_finite(losses)
-    scaler.scale(total).backward()
-    scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(runner.parameters(), clip or math.inf)
-    if not scaler.is_enabled():  # it leaves out a step whose gradients overflowed
-        _check_finite({"gradient": norm})
-    scaler.step(optimizer)
-    scaler.update()
-    return losses, norm
-
-
-def check_weights(module: nn.Module) -> None:
-    """Make sure that what is about to be saved can still be used.
-
-    Raises:
-        ValueError: a weight is not finite, or so great that single precision soon overflows; it is named.
-    """
-    for name, value in module.state_dict().items():
-        if value.is_floating_point() and not (value.float().abs() < _GREATEST_WEIGHT).all():
-            raise ValueError(f"not finite: {name} after the step")
-
-
-def _check_finite(values: Mapping[str, Tensor]) -> None:
-    if not torch.stack([value.float() for value in values.values()]).isfinite().all():
-        bad = {name: value.item() for name, value in values.items() if not value.isfinite()}
-        raise ValueError(f"not finite: {bad}")
-
-
-@torch.no_grad()
-def average_statistics(module: nn.Module) -> None:
-    """Give all processes that train together the mean of their batch norms' running statistics.
-
-    Each process has those of its own share of the batches, unless the norms are synchronised. All must call it.
-    """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return
-    for buffer in module.buffers():
-        if buffer.is_floating_point():
-            distributed.all_reduce(buffer)
-            buffer /= distributed.get_world_size()

@@ -23,7 +23,7 @@ def test_a_log_becomes_a_picture(tmp_path: Path, steps: int) -> None:
     ]
     log = write(tmp_path / "log.jsonl", rows)
     validation = write(tmp_path / "validation.jsonl", [{"step": steps, "mAP": 0.3, "rank-1": 0.4}])
-    plot_curves(log, validation, tmp_path / "curves.png", 10)
+    plot_curves(log, validation, tmp_path / "curves.png")
     picture = cv2.imread(str(tmp_path / "curves.png"))
     assert min(picture.shape[:2]) > 500
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20  # lines of several colours
@@ -31,8 +31,10 @@ def test_a_log_becomes_a_picture(tmp_path: Path, steps: int) -> None:
 
 
 def test_values_that_are_missing_and_no_evaluation(tmp_path: Path) -> None:
-    log = write(tmp_path / "log.jsonl", [{"step": 1, "lr": 0.1, "total": None}, {"step": 2, "lr": 0.1, "total": 1.0}])
-    plot_curves(log, tmp_path / "none.jsonl", tmp_path / "curves.png", 1)
+    log = write(
+        tmp_path / "log.jsonl", [{"step": s, "epoch": s, "lr": 0.1, "total": loss} for s, loss in ((1, None), (2, 1.0))]
+    )
+    plot_curves(log, tmp_path / "none.jsonl", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").is_file()
-    plot_curves(tmp_path / "none.jsonl", tmp_path / "none.jsonl", tmp_path / "nothing.png", 1)
+    plot_curves(tmp_path / "none.jsonl", tmp_path / "none.jsonl", tmp_path / "nothing.png")
     assert not (tmp_path / "nothing.png").exists()

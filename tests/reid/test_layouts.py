@@ -248,6 +248,28 @@ def test_own_images_in_one_folder_train(pack):
     assert (dataset.query, dataset.gallery, dataset.multi_query) == (None, None, None)
 
 
+@pytest.mark.parametrize(
+    ("files", "cameras"),
+    [
+        (("b/1.jpg", "b/deep/2.jpg", "a/x_c9_1.jpg"), {"a/x_c9_1.jpg": 1, "b/1.jpg": 2, "b/deep/2.jpg": 2}),
+        (("b/1.jpg", "top.jpg"), {"b/1.jpg": 2, "top.jpg": 1}),
+        (("x/p_c3s1_4.jpg", "x/c12_4.jpg"), {"x/c12_4.jpg": 12, "x/p_c3s1_4.jpg": 3}),
+        (("abc3_1.jpg", "arc_1.jpg"), {"abc3_1.jpg": 0, "arc_1.jpg": 0}),
+    ],
+)
+def test_images_of_unknown_people(tmp_path, files, cameras):
+    dataset = load_dataset(f"images:{write_zip(tmp_path / 'a.zip', files_of(*files))}")
+    assert dict(zip(dataset.train.names, dataset.train.camids.tolist(), strict=True)) == cameras
+    assert set(dataset.train.pids.tolist()) == {-1} and dataset.query is None
+    assert dataset.cameras_known == any(cameras.values())
+
+
+def test_images_of_unknown_people_cannot_be_ranked(tmp_path):
+    source = write_folder(tmp_path / "a", files_of("a/1.jpg"))
+    with pytest.raises(ValueError, match="expected query images, found none"):
+        load_dataset(f"images:{source}", ("train", "query"))
+
+
 def test_table_without_cameras_and_splits(tmp_path):
     write_folder(
         tmp_path, TABLE | {"labels.csv": b"pid,path,note\n3,a/x.png,hello\n", "more.csv": b"path,pid\na/y.png,4\n"}

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
-from reid.samplers import Batches, Draw, IdentitySampler, ShuffledSampler
+from reid.samplers import Batches, Draw, IdentitySampler, Plan, ShuffledSampler
 
 
 @st.composite
@@ -152,6 +153,15 @@ def test_a_draw_is_all_that_a_sample_depends_on() -> None:
     values = [draw.rng(seed).random() for draw in draws for seed in (0, 1)]
     assert len(set(values)) == len(values)
     assert values == [draw.rng(seed).random() for draw in draws for seed in (0, 1)]
+
+
+def test_a_plan_gives_a_loader_the_batches_of_each_epoch_in_turn() -> None:
+    plan = Plan()
+    loader = DataLoader(list(range(10)), batch_sampler=plan, num_workers=1, persistent_workers=True)
+    assert list(loader) == []
+    for batches in ([[1, 2], [3]], [[9]]):
+        plan.batches = iter(batches)
+        assert [batch.tolist() for batch in loader] == batches
 
 
 def test_faulty_settings() -> None:

@@ -53,6 +53,22 @@ def test_every_pair_counts_where_there_are_few(t, min_time, coarse, seed):
     assert found.tpr100 == pytest.approx(true[false <= 0.01].max())
 
 
+@settings(deadline=None, max_examples=30)
+@given(tracklets(), st.integers(0, 2**32 - 1))
+def test_measured_are_pairs_that_hold_somebody_of_them(t, seed):
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(len(t), 5))
+    measured = (rng.random(len(t.sizes)) < 0.5)[t.index]
+    found = separation(features, t, measured=measured, per_track=1000)
+    pairs = [[pair for pair in pairs if measured[list(pair)].any()] for pairs in all_pairs(t)]
+    assert (found.same_pairs, found.other_pairs) == tuple(map(len, pairs))
+    for mean, own in zip((found.same_distance, found.other_distance), pairs, strict=True):
+        assert mean == (pytest.approx(np.mean([cosine_distance(features, pair) for pair in own])) if own else None)
+    assert separation(features, t, measured=np.ones(len(t), bool), seed=seed) == separation(features, t, seed=seed)
+    with pytest.raises(ValueError, match="measured: expected shape"):
+        separation(features, t, measured=np.ones(len(t) + 1, bool))
+
+
 @pytest.mark.parametrize("others", [9, 10, 100, 250, 1000])
 def test_accepted_shares_at_any_number_of_pairs(others):
     rng = np.random.default_rng(others)
@@ -94,10 +110,10 @@ def test_long_tracklets_have_no_more_pairs_than_others():
     times = np.concatenate([np.arange(n) for n in (10, 10, 10, 10, 10, 1000)])
     t = Tracklets(tracks, times, np.zeros(len(tracks), int))
     rng = np.random.default_rng(0)
-    within = module._pairs_within(t, 0.0, 12, rng)
+    within = module._pairs_within(t, np.ones(len(t), bool), 0.0, 12, rng)
     assert np.bincount(t.index[within[:, 0]]).tolist() == [12] * 6
     assert len(np.unique(within, axis=0)) == len(within)
-    together = module._pairs_together(t, 10, rng)
+    together = module._pairs_together(t, np.ones(len(t), bool), 10, rng)
     assert np.bincount(t.index[together].reshape(-1)).tolist() == [10] * 6
     # Two of each of the fifteen pairs of tracklets, before a third of any.
     assert np.unique(t.index[together], axis=0, return_counts=True)[1].tolist() == [2] * 15
