@@ -23,7 +23,7 @@ from reid.encoders import Encoder
 from reid.extraction import EncoderDescriber, ExtractionConfig, extract_features
 from reid.jaccard import JaccardConfig, jaccard_graph
 from reid.optimisation import average_statistics
-from reid.pseudo_labels import ClusterConfig, ClusterReport, advice, cluster_graph, describe_labels
+from reid.pseudo_labels import ClusterConfig, ClusterReport, advice, centre_cameras, cluster_graph, describe_labels
 from reid.samplers import Batches, Draw, IdentitySampler
 from reid.training import AUTOCAST, Precision, TrainConfig, chunks
 from reid.transforms import AugmentConfig, augment
@@ -246,7 +246,8 @@ class Relabelling:
         labels = torch.zeros(len(features), dtype=torch.int64)
         if self.rank == 0:
             reach = self.clusters.max_distance
-            graph = jaccard_graph(features, self.jaccard, max_distance=reach, progress="comparing")
+            compared = centre_cameras(features, self._camids) if self.clusters.centre_cameras else features
+            graph = jaccard_graph(compared, self.jaccard, max_distance=reach, progress="comparing")
             labels = torch.from_numpy(cluster_graph(graph, self.clusters))
         if self.world > 1:
             labels = labels.to(self.device)

