@@ -8,6 +8,7 @@ that is learned depends on them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -82,7 +83,7 @@ class ContrastStep(nn.Module):
         super().__init__()
         self.encoder, self.criterion, self.bn_chunk = encoder, criterion, bn_chunk
         self._dtype = AUTOCAST[precision]
-        self._describe: Callable[[Tensor], Tensor] = torch.compile(encoder.forward) if compile else encoder
+        self._describe: Callable[[Tensor], Tensor] = torch.compile(encoder.forward) if compile else encoder.forward
 
     def forward(self, inputs: Tensor, rows: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Learn from a batch.
@@ -161,7 +162,8 @@ class Relabelling:
         self._say, self._said = say, set[str]()
         if len(crops) <= jaccard.k1:
             self._note(f"{len(crops)} images are no more than jaccard.k1={jaccard.k1}: all are neighbours of all")
-        if criterion.config.method == "caccl" and len(np.unique(crops.camids)) < 2:
+        self._across_cameras = criterion.config.method == "caccl" and len(np.unique(crops.camids)) > 1
+        if criterion.config.method == "caccl" and not self._across_cameras:
             self._note("one camera only: the camera term is off")
 
     def renew(self, encoder: Encoder) -> ClusterReport:
@@ -189,6 +191,8 @@ class Relabelling:
             kept = "" if report.clusters >= 2 else "; the labels of the epoch before are kept"
             self._note(f"{problem}{kept}")
         self.criterion.rebuild(features, torch.from_numpy(self.labels), self._camids)
+        if self._across_cameras and not self.criterion.shared_clusters:
+            self._note("no cluster is seen by several cameras: the camera term is zero; try clusters.centre_cameras")
         return report
 
     def batches(self, epoch: int, start: int = 0) -> tuple[int, Iterator[list[Draw]]]:
@@ -201,10 +205,11 @@ class Relabelling:
             raise ValueError("labels: expected those of an epoch, got none: renew first")
         each, found = self.config.images_per_identity, int(self.labels.max()) + 1
         wanted = self.config.batch_size // each
-        people = min(wanted, found)
-        while people * each % self.world:
-            people -= 1
-        if people < wanted:
+        people = wanted
+        if found < wanted:
+            people = found - found % (self.world // math.gcd(each, self.world))  # that the processes can share
+            if not people:
+                raise ValueError(f"clusters: {found} are too few for a batch that {self.world} processes can share")
             self._note("fewer clusters than people in a batch: batches are as small as that")
         sampler = IdentitySampler(self.labels, self.crops.camids, people, each, self.config.seed)
         steps = self.config.steps_per_epoch or sampler.steps_per_epoch

@@ -165,8 +165,9 @@ def resolve(args: argparse.Namespace, resumed: dict[str, Any] | None) -> dict[st
             for key, v in part.items()
         ]
         sections = read_sections(None, given + named + args.set, {name: SECTIONS[name] for name in resumed["config"]})
-        if sections["train"].optimizer != (optimizer := resumed["config"]["train"]["optimizer"]):
-            raise ValueError(f"train.optimizer: expected {optimizer}, the checkpoint's, with --resume")
+        for name, key in (("train", "optimizer"), ("contrast", "method")):
+            if name in sections and getattr(sections[name], key) != (kept := resumed["config"][name][key]):
+                raise ValueError(f"{name}.{key}: expected {kept}, the checkpoint's, with --resume")
         return sections
     named += [f"encoder.name={args.encoder}"] if args.encoder else []
     named += ["encoder.pooling=average"] if args.encoder in TOKEN_PATCHES else []  # they take no other
@@ -175,6 +176,8 @@ def resolve(args: argparse.Namespace, resumed: dict[str, Any] | None) -> dict[st
     named += [f"contrast.method={args.method}"] if unlabelled else []
     source = args.config or (RECIPE if unlabelled else None)
     sections = read_sections(source, named + args.set, UNLABELLED if unlabelled else LABELLED)
+    if unlabelled and sections["contrast"].method != args.method:
+        raise ValueError(f"contrast.method: expected {args.method}, the --method, got {sections['contrast'].method}")
     changes = {name: getattr(args, name) for name in ("data", "extra", "init") if getattr(args, name) is not None}
     return sections | {"train": replace(sections["train"], **changes)}
 
@@ -186,7 +189,7 @@ def read_sections(source: str | None, overrides: list[str], schema: dict[str, ty
     except ValueError as error:
         if "unknown section" not in str(error):
             raise
-        kind = "a --method without labels" if schema is UNLABELLED else "--method supervised"
+        kind = "a --method without labels" if "contrast" in schema else "--method supervised"
         raise ValueError(f"{error}; the sections of {kind} are {', '.join(schema)}") from error
 
 
@@ -232,8 +235,8 @@ def train(
     if workers is None:
         workers = max(1, available_cores() // world - 1) if place.type == "cuda" else 1
     dataset = open_data(config, unlabelled="contrast" in sections)
-    if config.validate_every and dataset.query is None:
-        say("note: no query and gallery: nothing is evaluated")
+    if config.validate_every and (dataset.query is None or dataset.gallery is None):
+        say("note: not both query and gallery: nothing is evaluated")
         config = replace(config, validate_every=0)
 
     torch.manual_seed(config.seed)
@@ -252,12 +255,16 @@ def train(
     optimizer = make_optimizer(step_module, config, pretrained)
     scaler = torch.amp.GradScaler(place.type, enabled=config.precision == "fp16")
     first, within = divmod(done, course.batches(0, 0)[0]) if not course.relabelling else (0, 0)
+    resolved, listed = dump_config(sections), listing(course.crops)
     if resumed:
         groups = parameter_groups(step_module, config, pretrained)
         restore(resumed, out / "last.pt", parts, optimizer, scaler, groups)
         if course.relabelling:
             first, within = resumed["place"]
-            course.relabelling.load(resumed["memory"])
+            if listed == resumed["data"]:
+                course.relabelling.load(resumed["memory"])
+            else:
+                within = 0  # labels are of other images: the epoch begins again, with its own
     if first + bool(within) > math.ceil(config.epochs):
         raise ValueError(f"train.epochs: expected at least the {first} that are done, got {config.epochs:g}")
     runner: nn.Module = step_module
@@ -274,7 +281,6 @@ def train(
         pin_memory=place.type == "cuda",
         persistent_workers=workers > 0,
     )
-    resolved, listed = dump_config(sections), listing(course.crops)
     say(table(dataset))
     if resumed and listed != resumed["data"]:
         say("note: the data changed since the checkpoint: the run goes on, but not to the same weights")
@@ -307,13 +313,14 @@ def train(
                 except NoClustersError as error:
                     if done:
                         save(epoch, 0)
+                    parallel.wait()  # the first process to fail ends all
                     advice = "; what was learned is saved, --resume goes on" if done else ""
                     raise ValueError(f"epoch {epoch + 1}: {error}{advice}") from error
                 if monitor:
                     record_clusters(report, dataset.train.pids, monitor, out, epoch + 1, done)
             per_epoch, batches = course.batches(epoch, within)
-            steps = max(round(config.epochs * per_epoch), 1)
             before = epoch * per_epoch
+            steps = max(round(config.epochs * per_epoch), before + 1)  # a part of an epoch is a step at least
             plan.batches = itertools.islice(batches, max(min(per_epoch, steps - before) - within, 0))
             bar.total = done + steps - before - within
             for pixels, targets in loader:

@@ -1,6 +1,7 @@
 """Training without labels: what is drawn, what a step computes, and how labels and memories follow each other."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from reid.datasets import Crops, load_dataset
 from reid.encoders import Encoder
 from reid.jaccard import JaccardConfig, jaccard_graph
 from reid.optimisation import make_optimizer, optimise
-from reid.pseudo_labels import ClusterConfig, cluster_graph
+from reid.pseudo_labels import ClusterConfig, centre_cameras, cluster_graph
 from reid.samplers import Draw
 from reid.training import TrainConfig, chunks
 from reid.transforms import AugmentConfig
@@ -103,6 +104,12 @@ def test_half_precision_ends_at_the_encoder(precision: str) -> None:
     assert torch.allclose(features.norm(dim=1), torch.ones(5))
 
 
+def test_a_state_is_the_same_compiled_or_not() -> None:
+    step, *_ = made()
+    assert step.state_dict().keys() == made(compile=True)[0].state_dict().keys()
+    assert all(name.startswith("encoder.") for name in step.state_dict())
+
+
 def test_no_memory_changes_before_it_is_told_to() -> None:
     step, inputs, rows = made()
     before = step.criterion.memory_state()
@@ -127,16 +134,19 @@ def test_settings_that_need_labels(settings: dict[str, object], message: str) ->
 # Labels of an epoch.
 
 
-def test_labels_and_memories_come_from_the_features_of_now(tmp_path: Path) -> None:
+@pytest.mark.parametrize("centred", [False, True])
+def test_labels_and_memories_come_from_the_features_of_now(tmp_path: Path, centred: bool) -> None:
     data, encoder = crops(tmp_path / "data"), tiny_encoder()
-    source = relabelling(data)
+    clusters = replace(CLUSTERS, centre_cameras=centred)
+    source = relabelling(data, clusters=clusters)
     encoder.train()
     report = source.renew(encoder)
     assert encoder.training
     pixels = [reid.caccl.EncoderDescriber(encoder.eval()).prepare(data.read(row), 1.0) for row in range(len(data))]
     with torch.no_grad():
         features = functional.normalize(encoder(torch.stack(pixels)), dim=1)
-    labels = cluster_graph(jaccard_graph(features, JACCARD, max_distance=CLUSTERS.eps), CLUSTERS)
+    compared = centre_cameras(features, torch.from_numpy(data.camids)) if centred else features
+    labels = cluster_graph(jaccard_graph(compared, JACCARD, max_distance=CLUSTERS.eps), clusters)
     assert source.labels is not None and np.array_equal(source.labels, labels)
     assert report.clusters == labels.max() + 1 >= 2 and report.outliers == (labels < 0).sum()
     assert report.purity is not None and report.purity > 0.6
@@ -182,9 +192,19 @@ def test_a_batch_shrinks_to_what_there_is_and_processes_can_share(tmp_path: Path
     source = with_labels(relabelling(data, say=said.append), labels)
     assert [len(next(source.batches(epoch)[1])) for epoch in range(2)] == [6, 6]
     assert said == ["note: fewer clusters than people in a batch: batches are as small as that"]
-    config = TrainConfig(batch_size=9, images_per_identity=3)
+    config = TrainConfig(batch_size=12, images_per_identity=3)
     shared = with_labels(relabelling(data, config, world=2), labels)
     assert len(next(shared.batches(0)[1])) == 3  # of a batch of 2 times 3: 3 times 3 cannot be halved
+    with pytest.raises(ValueError, match="clusters: 3 are too few for a batch that 4 processes can share"):
+        with_labels(relabelling(data, config, world=4), labels).batches(0)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused_where_there_are_clusters_enough(tmp_path: Path) -> None:
+    said: list[str] = []
+    source = relabelling(crops(tmp_path / "data"), world=3, say=said.append)
+    with pytest.raises(ValueError, match="batch size: expected a multiple of 3 processes, got 8"):
+        with_labels(source, [0, 1, 2, 3, 4, -1] * PEOPLE).batches(0)
+    assert not said  # that there were too few clusters, for one
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, *labels: Callable[[int], list[int]]) -> None:
@@ -232,6 +252,17 @@ def test_without_clusters_it_stops_unless_it_may_keep_labels(tmp_path: Path, mon
     assert source.labels is not None and source.labels.tolist() == good(30)
     assert not torch.equal(before["centroids"], source.state()["centroids"])  # of the features of now
     assert len(said) == 1 and "all 30 images are outliers" in said[0] and "epoch before are kept" in said[0]
+
+
+def test_clusters_of_one_camera_each_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, said = crops(tmp_path / "data"), []
+    scripted(monkeypatch, lambda _: [int(camid == 2) for camid in data.camids], good)
+    source = relabelling(data, say=said.append)
+    source.renew(tiny_encoder())
+    assert len(said) == 1 and "no cluster is seen by several cameras: the camera term is zero" in said[0]
+    said.clear()
+    relabelling(data, say=said.append).renew(tiny_encoder())
+    assert not said
 
 
 def test_remarks_on_the_data(tmp_path: Path) -> None:

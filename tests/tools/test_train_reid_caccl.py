@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -191,11 +192,14 @@ def lose_clusters(monkeypatch, when):
     )
 
 
-def test_without_clusters_it_saves_and_stops(call, data, tmp_path, monkeypatch):
+def test_without_clusters_it_saves_and_stops(call, tool, data, tmp_path, monkeypatch):
     settings = ("train.save_every=9", "train.epochs=3")
     assert train(call, data, tmp_path / "whole", *settings)[0] == 0
     lose_clusters(monkeypatch, {1})
+    saved = []
+    monkeypatch.setattr(tool.parallel, "wait", lambda: saved.append((tmp_path / "cut" / "last.pt").is_file()))
     status, _, err = train(call, data, tmp_path / "cut", *settings)
+    assert saved == [True]  # the other processes, which would end this one, fail when it has saved
     line = err.strip().splitlines()[-1]
     assert status == 1 and "error: epoch 2: no cluster, all 48 images are outliers: raise eps (0.5)" in line
     assert "--resume goes on" in line and (tmp_path / "cut" / "model.safetensors").is_file()
@@ -213,6 +217,44 @@ def test_without_clusters_it_keeps_labels_if_told_to(call, data, tmp_path, monke
     lose_clusters(monkeypatch, {0})
     status, _, err = train(call, data, tmp_path / "none", "train.no_clusters=keep")
     assert status == 1 and "epoch 1: no cluster" in err and not (tmp_path / "none" / "model.safetensors").exists()
+
+
+def test_the_last_part_of_an_epoch_is_learned_and_saved_however_many_steps_an_epoch_has(
+    call, data, tmp_path, monkeypatch
+):
+    batches, counts = reid.caccl.Relabelling.batches, (5, 2)
+    monkeypatch.setattr(
+        reid.caccl.Relabelling,
+        "batches",
+        lambda self, epoch, start=0: (counts[epoch], batches(self, epoch, start)[1]),
+    )
+    assert train(call, data, tmp_path, "train.epochs=1.2", "train.save_every=9")[0] == 0
+    assert [row["epoch"] for row in rows(tmp_path / "log.jsonl")] == [0.2, 0.4, 0.6, 0.8, 1, 1.5]
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_a_run_goes_on_with_other_images(call, tool, data, tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    shutil.copytree(data, source)
+    assert train(call, source, out, "train.epochs=0.5", "train.steps_per_epoch=4")[0] == 0
+    assert torch.load(out / "last.pt", weights_only=True)["place"] == (0, 2)
+    for path in (source / "bounding_box_train").glob("0001_*"):
+        path.unlink()
+    status, printed, err = call("--out", out, "--resume", "--workers", "0", "--set", "train.epochs=1")
+    assert status == 0, err
+    assert "the data changed since the checkpoint" in printed
+    assert [row["epoch"] for row in rows(out / "log.jsonl")] == [0.25, 0.5, 0.25, 0.5, 0.75, 1]
+    assert [row["images"] for row in rows(out / "clusters.jsonl")] == [IMAGES - 2 * EACH]
+
+
+def test_a_query_without_a_gallery_is_not_evaluated(call, data, tmp_path):
+    source = tmp_path / "in"
+    for folder, name in (("bounding_box_train", "train"), ("query", "query")):
+        shutil.copytree(data / folder, source / name)
+    settings = ("train.validate_every=1", "train.epochs=1", "train.steps_per_epoch=1")
+    status, out, err = train(call, f"folder:{source}", tmp_path / "out", *settings)
+    assert status == 0, err
+    assert "nothing is evaluated" in out and not (tmp_path / "out" / "validation.jsonl").exists()
 
 
 def images(folder, count, camid=1, colours=None):
@@ -299,6 +341,7 @@ def test_two_processes(data, tmp_path):
         ("supervised", ["contrast.momentum=0.2"], "the sections of --method supervised are train, encoder"),
         ("supervised", ["train.no_clusters=keep"], "train.no_clusters: expected stop with labels, got keep"),
         ("supervised", ["train.steps_per_epoch=5"], "train.steps_per_epoch: expected 0 with labels, got 5"),
+        ("cluster", ["contrast.method=caccl"], "contrast.method: expected cluster, the --method, got caccl"),
         ("caccl", ["train.adversarial=2"], "train.adversarial: expected 0.0 without labels, got 2"),
         ("cluster", ["train.sampler=shuffle"], "train.sampler: expected identities without labels, got shuffle"),
         ("caccl", ["train.epochs=0"], "epochs: expected a number above 0"),
@@ -321,8 +364,11 @@ def test_what_a_resumed_run_cannot_change(call, data, tmp_path):
     for options, message in (
         (["--method", "cluster"], "--resume: data, method"),
         (["--set", "train.optimizer=adamw"], "train.optimizer: expected adam, the checkpoint's"),
-        (["--set", "contrast.method=self-paced", "train.epochs=2"], "for method 'self-paced', got camera_camids"),
-        (["--set", "train.epochs=0.1", "losses.triplet=1"], "unknown section: 'losses'"),
+        (
+            ["--set", "contrast.method=self-paced", "train.epochs=2"],
+            "contrast.method: expected caccl, the checkpoint's",
+        ),
+        (["--set", "train.epochs=0.1", "losses.triplet=1"], "the sections of a --method without labels are train"),
     ):
         status, _, err = call("--out", tmp_path, "--resume", "--workers", "0", *options)
         assert status == 1 and message in err.strip().splitlines()[-1], err
