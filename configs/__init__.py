@@ -45,11 +45,11 @@ def load_config(
 
     Raises:
         ValueError: no such file, invalid YAML, a duplicate or unknown key, a value of the wrong type, or a value the
-            dataclass itself refuses. The message starts with `file:line` or the override it speaks of.
+            dataclass itself refuses. The message starts with `file:line` or the override of the keys it speaks of.
         TypeError: a field of `schema` has a type that YAML cannot hold.
     """
     values: dict[str, dict[str, Any]] = {section: {} for section in schema}
-    origins: dict[str, list[str]] = {section: [] for section in schema}
+    origins: dict[str, dict[str, str]] = {section: {} for section in schema}
     hints = {section: _field_types(cls) for section, cls in schema.items()}
     known = [*schema, *others]
     entries = [] if path is None else _file_entries(_find(path), known)
@@ -62,14 +62,16 @@ def load_config(
             values[section][key] = _convert(value, hints[section][key])
         except _WrongTypeError as error:
             raise ValueError(f"{origin}: {section}.{key}: {error}") from None
-        origins[section].append(origin)
+        origins[section][key] = origin
 
     sections: dict[str, Any] = {}
     for section, cls in schema.items():
         try:
             sections[section] = cls(**values[section])
         except ValueError as error:
-            origin = ", ".join(dict.fromkeys(origins[section])) or "defaults"
+            words = set(re.findall(r"\w+", str(error)))
+            named = [origin for key, origin in origins[section].items() if key in words]
+            origin = ", ".join(named or origins[section].values()) or "defaults"
             raise ValueError(f"{origin}: section {section!r}: {error}") from error
     return sections
 

@@ -234,6 +234,43 @@ class DarknetJDE(nn.Module):
             w, h = input_size, max(input_size * h // w // grid, 1) * grid
         return Canvas(w, h, min(w / width, h / height), centred=True)
 
+    def patches(self, features: Sequence[Tensor], picks: Picks) -> tuple[list[Tensor], None, Tensor]:
+        """Cut what the embedding convolutions read around the cells of some boxes.
+
+        Args:
+            features: the maps `forward` returned.
+            picks: N boxes with their cells.
+
+        Returns:
+            Windows per level, each (N_l, C_l, 3, 3); None, as there is no finer map; and (N,) the rows of `picks` in
+            the order of the levels. All float32.
+        """
+        around = torch.arange(3, device=picks.xy.device)
+        rows = [(picks.level == level).nonzero()[:, 0] for level in range(len(STRIDES))]
+        windows = []
+        for level_map, own in zip(features, rows, strict=True):
+            padded = functional.pad(level_map, (1, 1, 1, 1)) if len(own) else level_map
+            image, (x, y) = picks.image[own], picks.xy[own].unbind(1)
+            window = padded[image[:, None, None], :, y[:, None, None] + around[:, None], x[:, None, None] + around]
+            windows.append(window.permute(0, 3, 1, 2).float())
+        return windows, None, torch.cat(rows)
+
+    def embed_patches(self, coarse: Sequence[Tensor], fine: Tensor | None = None) -> Tensor:
+        """Embeddings of what `patches` cut out: the embedding convolution of each level, at the cells alone.
+
+        Args:
+            coarse: windows per level, each (N_l, C_l, 3, 3).
+            fine: None.
+
+        Returns:
+            (N, D) unit rows in the order of the levels.
+        """
+        embeddings = []
+        for windows, level in zip(coarse, self.levels, strict=True):
+            weight = level.embedding.weight.permute(0, 2, 3, 1).flatten(1)  # (D, 3·3·C)
+            embeddings.append(functional.linear(windows.permute(0, 2, 3, 1).flatten(1), weight, level.embedding.bias))
+        return functional.normalize(torch.cat(embeddings))
+
     def embed(self, features: Sequence[Tensor], picks: Picks) -> Tensor:
         """The embedding convolution of each level, evaluated at the picked cells and nowhere else.
 
@@ -244,19 +281,8 @@ class DarknetJDE(nn.Module):
         Returns:
             (N, D) unit rows in the order of `picks`.
         """
-        embeddings, order = [picks.boxes.new_zeros((0, self.config.embedding_dim))], []
-        around = torch.arange(3, device=picks.xy.device)
-        for index, (level_map, level) in enumerate(zip(features, self.levels, strict=True)):
-            rows = (picks.level == index).nonzero()[:, 0]
-            order.append(rows)
-            if not len(rows):
-                continue
-            padded = functional.pad(level_map, (1, 1, 1, 1)).float()
-            image, (x, y) = picks.image[rows], picks.xy[rows].unbind(1)
-            window = padded[image[:, None, None], :, y[:, None, None] + around[:, None], x[:, None, None] + around]
-            weight = level.embedding.weight.permute(0, 2, 3, 1).flatten(1)  # (D, 3·3·C), as `window` (N, 3, 3, C)
-            embeddings.append(functional.linear(window.flatten(1), weight, level.embedding.bias))
-        return functional.normalize(torch.cat(embeddings))[torch.cat(order).argsort()]
+        windows, _, order = self.patches(features, picks)
+        return self.embed_patches(windows)[order.argsort()]
 
 
 def _double(x: Tensor) -> Tensor:

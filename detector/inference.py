@@ -87,10 +87,18 @@ class Detector:
     the frame, `scores` (N,) float32, `labels` (N,) int64, and `embeddings` (N, D) float32 unit rows.
     Calls from several threads at once are safe: nothing is kept between them. `config` is the configuration with the
     family's own values in place of None.
+
+    With `patches` there are also the `patches` that the embeddings were computed from, on the device: `Patches` of
+    detector/patches.py.
     """
 
     def __init__(
-        self, model: JDE | DarknetJDE, device: torch.device | str = "cpu", config: DetectorConfig | None = None
+        self,
+        model: JDE | DarknetJDE,
+        device: torch.device | str = "cpu",
+        config: DetectorConfig | None = None,
+        *,
+        patches: bool = False,
     ) -> None:
         config = config or DetectorConfig()
         self.config = replace(
@@ -99,10 +107,11 @@ class Detector:
             nms_thresh=model.nms_thresh if config.nms_thresh is None else config.nms_thresh,
         )
         self.device = torch.device(device)
+        self.patches = patches
         self.model = fused(model).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._forward = dense_forward(self.model, self.device, self.config.engine)
 
-    def __call__(self, frames: Sequence[NDArray[np.uint8]]) -> list[dict[str, NDArray[Any]]]:
+    def __call__(self, frames: Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:
         """Find the people in frames.
 
         Args:
@@ -116,7 +125,7 @@ class Detector:
         """
         for i, frame in enumerate(frames):
             _check_frame(f"frame {i}", frame)
-        results: list[dict[str, NDArray[Any]]] = [{} for _ in frames]
+        results: list[dict[str, Any]] = [{} for _ in frames]
         for shape in dict.fromkeys(frame.shape for frame in frames):
             rows = [i for i, frame in enumerate(frames) if frame.shape == shape]
             for i, found in zip(rows, self._batch([frames[i] for i in rows]), strict=True):
@@ -162,17 +171,20 @@ class Detector:
         return letterbox(frame, canvas, self.model.pad_value)
 
     @torch.inference_mode()
-    def _batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[dict[str, NDArray[Any]]]:
+    def _batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:
         inputs, scales, places = zip(*map(self._letterbox, frames), strict=True)
         raw, features = self._forward(torch.from_numpy(np.stack(inputs)))
         config = self.config
         assert config.nms_thresh is not None
-        found = postprocess(self.model, raw, features, config.score_thresh, config.nms_thresh, config.max_detections)
+        limits = config.score_thresh, config.nms_thresh, config.max_detections
+        found = postprocess(self.model, raw, features, *limits, patches=self.patches)
         scale, place = np.array(scales[0] * 2, np.float32), np.array(places[0] * 2, np.float32)
         results = []
         for prediction in found:
-            arrays = {name: value.cpu().numpy() for name, value in prediction.items()}
+            arrays = {name: value.cpu().numpy() for name, value in prediction.items() if name != "patches"}
             arrays["boxes"] = (arrays["boxes"] - place) / scale
+            if self.patches:
+                arrays["patches"] = prediction["patches"]
             results.append(arrays)
         return results
 

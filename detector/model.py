@@ -221,5 +221,16 @@ class JDE(nn.Module):
         if not len(picks.boxes):
             return picks.boxes.new_zeros((0, self.config.embedding_dim))
         coarse, fine, order = self.patches(features, picks)
-        embeddings: Tensor = self.embedding_head(coarse, fine)
-        return embeddings[order.argsort()]
+        return self.embed_patches(coarse, fine)[order.argsort()]
+
+    def embed_patches(self, coarse: Sequence[Tensor], fine: Tensor | None) -> Tensor:
+        """Embeddings of what `patches` cut out.
+
+        Args:
+            coarse: patches per level, each (N_l, 2C, 8, 4).
+            fine: (N, C/2, 16, 8) in the order of the levels.
+
+        Returns:
+            (N, D) unit rows in the same order.
+        """
+        return self.embedding_head(coarse, fine)  # type: ignore[no-any-return]

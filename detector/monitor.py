@@ -37,7 +37,14 @@ class Monitor:
 
         path = out / "log.jsonl"
         lines = path.read_text().splitlines(keepends=True)[:start] if start and path.is_file() else []
-        path.write_text("".join(lines))
+        shortened = path.with_suffix(".partial")
+        try:
+            shortened.write_text("".join(lines))
+            shortened.replace(path)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        finally:
+            shortened.unlink(missing_ok=True)
         if not start:
             for name in ("validation.jsonl", "best.safetensors"):
                 (out / name).unlink(missing_ok=True)

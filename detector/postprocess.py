@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from detector.patches import cut_patches, embed_patches
 from detector.priors import Network, Picks, decode_boxes
 
 MAX_CANDIDATES = 1000
@@ -23,18 +25,20 @@ def postprocess(
     max_detections: int,
     *,
     embed: bool = True,
-) -> list[dict[str, Tensor]]:
+    patches: bool = False,
+) -> list[dict[str, Any]]:
     """People in each image of a batch, in network pixels.
 
     Embeddings are computed only for the boxes that survive non-maximum suppression.
 
     Returns:
         One dictionary an image, rows by falling score: `boxes` (N, 4) xyxy, `scores` (N,), `labels` (N,),
-        and `embeddings` (N, D) unit rows where the model has an embedding head, unless `embed` is false.
+        and `embeddings` (N, D) unit rows where the model has an embedding head, unless `embed` is false. With
+        `patches` there are also the `patches` that these were computed from, see `detector.patches`.
     """
     flat, priors = model.flatten(raw), model.priors(raw)
     scores, labels = model.scores(flat)  # (B, A)
-    kept: list[dict[str, Tensor]] = []
+    kept: list[dict[str, Any]] = []
     picked, image_index = [], []
     for i in range(len(flat)):
         rows = (scores[i] >= score_thresh).nonzero()[:, 0]
@@ -48,7 +52,11 @@ def postprocess(
         image_index.append(torch.full_like(rows, i))
     if embed and model.config.embedding_dim:
         boxes = torch.cat([k["boxes"] for k in kept])
-        embeddings = model.embed(features, Picks.of(priors, torch.cat(picked), torch.cat(image_index), boxes))
-        for prediction, part in zip(kept, torch.split(embeddings, [len(k["boxes"]) for k in kept]), strict=True):
-            prediction["embeddings"] = part
+        cut = cut_patches(model, features, Picks.of(priors, torch.cat(picked), torch.cat(image_index), boxes))
+        embeddings = embed_patches(model, cut)
+        for i, prediction in enumerate(kept):
+            own = (cut.picks.image == i).nonzero()[:, 0]
+            prediction["embeddings"] = embeddings[own]
+            if patches:
+                prediction["patches"] = cut[own]
     return kept

@@ -115,6 +115,16 @@ class Network(Protocol):
     def embed(self, features: Sequence[Tensor], picks: Picks) -> Tensor:
         """Feature maps and N picks -> (N, D) unit rows."""
 
+    def patches(self, features: Sequence[Tensor], picks: Picks) -> tuple[list[Tensor], Tensor | None, Tensor]:
+        """Feature maps and N picks -> what the embedding head reads, and in which order.
+
+        (N_l, C_l, h, w) for each level; of a finer map (N, C, h, w) in the order of the levels, or None; and (N,) the
+        rows of `picks` in that order.
+        """
+
+    def embed_patches(self, coarse: Sequence[Tensor], fine: Tensor | None) -> Tensor:
+        """The first two of these -> (N, D) unit rows in the order of the levels."""
+
     def canvas(self, height: int, width: int, input_size: int | None) -> Canvas:
         """Network input for a frame of that height and width; `input_size` None is the family's own."""
 

@@ -368,7 +368,14 @@ def train(
 def open_data(config: TrainConfig, unlabelled: bool) -> ReidDataset:
     """The data set, with all parts that training needs; without labels, query and gallery may be absent."""
     source = parse_source(config.data)[0] == "images"
-    dataset = load_dataset(config.data, None if config.validate_every and not source else ("train",))
+    if source and not unlabelled:
+        raise ValueError(f"{config.data}: images without labels: expected --method caccl, cluster or self-paced")
+    try:
+        dataset = load_dataset(config.data, None if config.validate_every and not source else ("train",))
+    except ValueError:
+        if not unlabelled:
+            raise
+        dataset = load_dataset(config.data, ("train",))  # or this is what is wrong
     if dataset.train is None:
         raise ValueError(f"{config.data}: expected images to learn from, found query and gallery only")
     ranked = dataset.query is not None and dataset.gallery is not None

@@ -13,12 +13,13 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+from tracker.clock import DEFAULT_FRAME_RATE
 from tracker.images import IMAGE_SUFFIXES, ImageSource, list_images, natural_key
 from tracker.live import LiveConfig, log_message, open_live
 from tracker.mot import read_seqinfo
 from tracker.video import Frame, SourceError, VideoSource, check_range, without_secrets
 
-__all__ = ["CameraSource", "Source", "SourceError", "open_source"]
+__all__ = ["CameraSource", "EveryNth", "Source", "SourceError", "open_source"]
 
 
 class Source(Protocol):
@@ -113,6 +114,54 @@ def _open_folder(folder: Path, start: int | None, end: int | None) -> Source:
 def _folder_name(folder: Path) -> str:
     folder = folder.resolve()
     return folder.parent.name if folder.name == "img1" and folder.parent.name else folder.name or "images"
+
+
+class EveryNth:
+    """Every n-th frame of a recorded source, from its first one on; the attributes are those of `VideoSource`.
+
+    Attributes:
+        frame_rate: of the frames given; where the source does not say, as if it had the default one.
+
+    Args:
+        source: an open source; closed with this one.
+        every: n, at least 1.
+        last_frame: number of the last frame that `source` gives, where it was opened with an end.
+
+    Raises:
+        ValueError: `every` is below 1, or `source` is live.
+    """
+
+    live = False
+
+    def __init__(self, source: Source, every: int, last_frame: int | None = None) -> None:
+        if source.live:
+            raise ValueError(f"{source.location}: expected a recording, got a live source")
+        if every < 1:
+            raise ValueError(f"every: expected at least 1, got {every}")
+        self.location, self.name, self.size = source.location, source.name, source.size
+        self.frame_rate: float = (source.frame_rate or DEFAULT_FRAME_RATE) / every
+        self.frame_count: int | None = None
+        if source.frame_count:
+            last = min(source.frame_count, last_frame or source.frame_count)
+            self.frame_count = max(-(-(last - source.first_frame + 1) // every), 0)
+        self.first_frame = 1
+        self.timestamp: float | None = None
+        self._source, self.every = source, every
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Frames (H, W, 3) uint8 BGR, counted from 1 as if there were no others."""
+        for number, frame in enumerate(self._source):
+            if number % self.every == 0:
+                self.timestamp = self._source.timestamp
+                yield frame
+
+    def stop(self) -> None:
+        """Make an iteration in another thread end soon."""
+        self._source.stop()
+
+    def close(self) -> None:
+        """Close the source."""
+        self._source.close()
 
 
 class CameraSource:

@@ -189,6 +189,15 @@ def test_a_value_the_dataclass_refuses_names_its_source(tmp_path):
         load_text(tmp_path, "tracker:\n  score_thresh: 7\n")
 
 
+def test_only_the_sources_of_the_keys_that_a_refusal_names_are_told(tmp_path):
+    with pytest.raises(ValueError, match=r"^override 'tracker\.score_thresh=7': section 'tracker': score_thresh"):
+        load_text(
+            tmp_path,
+            "tracker:\n  buffer_frames: 9\n  score_thresh: 0.5\n",
+            ["tracker.score_thresh=6", "tracker.score_thresh=7"],
+        )
+
+
 def test_a_bare_name_is_found_in_the_package_and_the_working_folder_comes_first(tmp_path, monkeypatch):
     shipped, working = tmp_path / "shipped", tmp_path / "working"
     shipped.mkdir()

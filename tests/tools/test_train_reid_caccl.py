@@ -299,6 +299,21 @@ def test_images_of_a_folder_and_a_single_camera(call, data, tmp_path):
     assert "nmi" not in rows(tmp_path / "out" / "clusters.jsonl")[0]
 
 
+def test_training_images_alone_are_enough(call, data, tmp_path):
+    root = tmp_path / "market"
+    (root / "bounding_box_train").mkdir(parents=True)
+    for path in (data / "bounding_box_train").iterdir():
+        (root / "bounding_box_train" / path.name).write_bytes(path.read_bytes())
+    status, out, err = train(call, root, tmp_path / "out", "train.validate_every=1", "train.steps_per_epoch=1")
+    assert status == 0, err
+    assert "nothing is evaluated" in out and not (tmp_path / "out" / "validation.jsonl").exists()
+
+
+def test_images_without_labels_need_a_method_without(call, data, tmp_path):
+    status, _, err = call("--data", f"images:{data}", "--out", tmp_path)
+    assert status == 1 and "images without labels: expected --method caccl, cluster or self-paced" in err
+
+
 def test_batches_shrink_to_the_clusters_there_are(call, data, tmp_path):
     status, out, err = train(call, data, tmp_path, "train.batch_size=64", "train.steps_per_epoch=2")
     assert status == 0, err

@@ -7,9 +7,10 @@ import pytest
 
 from tests.tracker.clips import scene, write_clip, write_images
 from tracker import sources
+from tracker.clock import DEFAULT_FRAME_RATE
 from tracker.images import ImageSource
 from tracker.live import LiveConfig, ReconnectingSource
-from tracker.sources import CameraSource, SourceError, open_source
+from tracker.sources import CameraSource, EveryNth, SourceError, open_source
 from tracker.video import VideoSource
 
 
@@ -120,3 +121,58 @@ def test_what_is_recorded_is_not_opened_again(tmp_path: Path) -> None:
     source = open_source(clip, live=LiveConfig(give_up_after=None))
     assert isinstance(source, VideoSource)
     assert len(list(source)) == 3
+
+
+@pytest.mark.parametrize(("start", "end"), [(None, None), (3, None), (None, 8), (2, 9), (10, 10)])
+@pytest.mark.parametrize("every", [1, 2, 3, 20])
+def test_every_nth_frame(tmp_path: Path, every: int, start: int | None, end: int | None) -> None:
+    frames = list(open_source(write_clip(tmp_path / "walk.mp4", 10)))
+    with contextlib.closing(EveryNth(open_source(tmp_path / "walk.mp4", start, end), every, end)) as source:
+        assert (source.name, source.size, source.live, source.first_frame) == ("walk", (96, 64), False, 1)
+        assert source.location.endswith("walk.mp4")
+        assert source.frame_rate == pytest.approx(25 / every)
+        seen, times = [], []
+        for frame in source:
+            seen.append(frame)
+            times.append(source.timestamp)
+    numbers = range(start or 1, (end or 10) + 1, every)
+    assert source.frame_count == len(seen) == len(numbers)
+    assert all(np.array_equal(frame, frames[number - 1]) for frame, number in zip(seen, numbers, strict=True))
+    assert times == pytest.approx([(number - 1) / 25 for number in numbers], abs=1e-3)
+
+
+def test_every_nth_image_of_a_folder(tmp_path: Path) -> None:
+    source = EveryNth(open_source(write_images(tmp_path / "walk", 7)), 3)
+    assert (source.every, source.frame_count) == (3, 3)
+    assert source.frame_rate == DEFAULT_FRAME_RATE / 3  # a folder does not say
+    assert all(np.array_equal(frame, scene(number)) for frame, number in zip(source, (1, 4, 7), strict=True))
+    again = EveryNth(open_source(tmp_path / "walk"), 3, 100)  # an end behind the last frame
+    assert again.frame_count == 3
+
+
+def test_every_nth_frame_ends_when_told(tmp_path: Path) -> None:
+    source = EveryNth(open_source(write_clip(tmp_path / "a.mp4", 20)), 2)
+    frames = iter(source)
+    next(frames)
+    source.stop()
+    assert len(list(frames)) <= 1
+    source.close()
+
+
+def test_every_nth_closes_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = open_source(write_clip(tmp_path / "a.mp4", 3))
+    closed = []
+    monkeypatch.setattr(inner, "close", lambda: closed.append(True))
+    EveryNth(inner, 2).close()
+    assert closed == [True]
+
+
+def test_every_nth_of_what_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = open_source(write_clip(tmp_path / "a.mp4", 3))
+    for every in (0, -2):
+        with pytest.raises(ValueError, match=f"every: expected at least 1, got {every}"):
+            EveryNth(clip, every)
+    monkeypatch.setattr(sources.cv2, "VideoCapture", FakeCapture)
+    camera = open_source(0, live=LiveConfig(give_up_after=0))
+    with pytest.raises(ValueError, match="camera 0: expected a recording, got a live source"):
+        EveryNth(camera, 2)
