@@ -3,8 +3,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.tracker.clips import find_square, write_clip, write_images
+from tests.tracker.people import plain, standing
+from tracker import Tracker
 from tracker.config import TrackerConfig
 from tracker.sightings import ClearSightings, follow
 from tracker.sources import EveryNth, SourceError, open_source
@@ -145,3 +149,106 @@ def test_a_camera_has_no_end_to_learn_from(tmp_path: Path) -> None:
     source.live = True
     with pytest.raises(ValueError, match="images: expected a recording, got a live source"):
         EveryNth(source, 2)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(
+        st.tuples(*[st.integers(0, 12)] * 2, *[st.integers(1, 8)] * 2, st.sampled_from([0.1, 0.3, 0.7, 0.9])),
+        max_size=7,
+        unique=True,
+    ),
+    st.sampled_from([0.0, 0.25, 0.5, 0.9, 1.0]),
+)
+def test_cover_by_a_loop(boxes: list[tuple[float, ...]], most: float) -> None:
+    wanted = []
+    for i, (x, y, w, h, score) in enumerate(boxes):
+        covers = [0.0]
+        for j, (x2, y2, w2, h2, other) in enumerate(boxes):
+            if i != j and np.float32(other) >= 0.3:
+                common = max(min(x + w, x2 + w2) - max(x, x2), 0) * max(min(y + h, y2 + h2) - max(y, y2), 0)
+                covers.append(common / (w * h))
+        if score >= 0.5 and max(covers) <= most:
+            wanted.append(i)
+    found, scores = [[x, y, x + w, y + h] for x, y, w, h, _ in boxes], [box[4] for box in boxes]
+    rows, tracklets = clear(ClearSightings(0.5, most, 0.5), 0, found, scores, list(range(1, len(boxes) + 1)))
+    assert rows == wanted
+    assert tracklets == list(range(len(rows)))
+
+
+def test_cover_is_a_share_of_the_own_box() -> None:
+    """A child before a grown-up is inside the other box, of which it covers little."""
+    boxes = [[0, 0, 100, 200], [10, 150, 30, 200]]
+    assert clear(ClearSightings(0.6, 0.5, 0.5), 0, boxes, [0.9, 0.9], [1, 2])[0] == [0]
+
+
+def test_one_box_with_two_scores() -> None:
+    """As of two classes: the row is that of the score."""
+    sightings = ClearSightings(0.6, 1.0, 0.5)
+    assert clear(sightings, 0, [ALONE] * 2, [0.7, 0.9], [4], tracked=[1])[0] == [1]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "scores", "predicted"),
+    [
+        pytest.param([ALONE], [0.5], None, id="doubtful"),
+        pytest.param([ALONE, [1, 0, 11, 20]], [0.9, 0.9], None, id="behind another"),
+        pytest.param([ALONE], [0.9], [True], id="guessed"),
+    ],
+)
+def test_somebody_else_may_take_a_track_over(boxes, scores, predicted) -> None:
+    """While nobody is clear its number may go to another person; a third one keeps the tracklet meanwhile."""
+    sightings, third = ClearSightings(0.6, 0.5, 0.5), [50, 0, 60, 20]
+    assert clear(sightings, 0.0, [ALONE, third], [0.9, 0.9], [1, 3]) == ([0, 1], [0, 1])
+    for i in range(1, 8):
+        guessed = None if predicted is None else [*predicted, False]
+        last = len(boxes)
+        found = clear(sightings, i / 10, [*boxes, third], [*scores, 0.9], [1, 3], tracked=[0, last], predicted=guessed)
+        assert found == ([last], [1])
+    for seconds in (0.8, 0.9):
+        assert clear(sightings, seconds, [ALONE, third], [0.9, 0.9], [1, 3]) == ([0, 1], [2, 1])
+
+
+def test_two_people_cross() -> None:
+    """The tracker's boxes are found again among the detections; each person has a tracklet before and one after."""
+    tracker, sightings, rng = Tracker(plain(), 10), ClearSightings(0.6, 0.3, 0.2), np.random.default_rng(0)
+    owners: dict[int, set[int]] = {}
+    counts = []
+    for i in range(30):
+        order = rng.permutation(2)
+        found = standing(*np.array([10 * i, 290 - 10 * i])[order], looks=order, score=np.array([0.9, 0.85])[order])
+        rows, tracklets = sightings.of(tracker.update(found), found.xyxy, found.scores, i / 10)
+        counts.append(len(rows))
+        for row, tracklet in zip(rows.tolist(), tracklets.tolist(), strict=True):
+            owners.setdefault(tracklet, set()).add(int(order[row]))
+    assert sorted(owners) == [0, 1, 2, 3]
+    assert all(len(people) == 1 for people in owners.values())
+    assert counts[:13] == [2] * 13
+    assert 0 in counts
+
+
+@pytest.mark.parametrize(("workers", "batch_size"), [(1, 4), (2, 3)])
+def test_frames_detected_together(tmp_path: Path, workers: int, batch_size: int) -> None:
+    """Blended boxes would not be those of the detections: whatever the configuration says, these are reported."""
+    sizes, collected = [], []
+
+    def detect(frames):
+        sizes.append(len(frames))
+        return squares(frames)
+
+    def collect(frame, found, one) -> None:
+        collected.append(one.frame)
+        assert found["sum"] == frame.sum()
+        assert (one.xyxy == found["boxes"]).all()
+
+    source = EveryNth(open_source(write_clip(tmp_path / "walk.mp4", 20)), 3)
+    config = plain(output="blended")
+    seen = follow(source, detect, config, collect, workers=workers, batch_size=batch_size)
+    assert collected == list(range(1, 8))
+    assert (sum(sizes), seen.frames, seen.frame_rate) == (7, 7, pytest.approx(25 / 3))
+    assert max(sizes) <= batch_size
+
+
+def test_a_detector_that_forgets_a_frame(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="zip"):
+        follow(open_source(write_images(tmp_path / "images", 3)), lambda frames: [], plain())
