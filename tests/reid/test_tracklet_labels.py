@@ -166,7 +166,7 @@ def test_what_tracklets_tell_always_holds(noise: float) -> None:
     for a, b in tracklets.cannot_link():
         assert of_tracklet[a] == {-1} or of_tracklet[a] != of_tracklet[b]
     assert figures["clusters"] == len(set(labels.tolist()) - {-1})
-    assert figures["outliers"] == sum(own == {-1} for own in of_tracklet)
+    assert figures["outliers"] == (labels == -1).sum()  # boxes
 
 
 def test_boxes_that_are_not_sampled_have_no_say() -> None:
@@ -183,7 +183,7 @@ def test_boxes_that_are_not_sampled_have_no_say() -> None:
 def test_cameras_are_centred_where_asked() -> None:
     """What a camera does to everybody's looks is taken off before boxes are compared, by all boxes."""
     features, tracklets, persons = walkers()
-    seen = features + 1.5 * torch.randn(2, 32, generator=torch.Generator().manual_seed(0))[tracklets.camids]
+    seen = features + 0.3 * torch.randn(2, 32, generator=torch.Generator().manual_seed(0))[tracklets.camids]
     centring = TrackletLabels(clusters=TrackletClusterConfig(centre_cameras=True))
     _, plain = TrackletLabels().find(seen, tracklets)
     labels, figures = centring.find(seen, tracklets)
