@@ -513,3 +513,11 @@ def test_no_tracklet() -> None:
     assert collector.boxes(0) is None
     collect(collector, [(1, 1), (2, 2)])
     assert collector.boxes(0) is None  # a box of each alone
+
+
+def test_times_lose_no_digit() -> None:
+    """Boxes of one frame must have exactly the same time, hours into a video."""
+    collector = Collector(8, 100)
+    for step in (360_001, 360_004):
+        collector.add(1, step, sighting(step))
+    assert collector.boxes(0.0).seconds.tolist() == [36_000.1, 36_000.4]
