@@ -124,8 +124,8 @@ def identity_batches(
 ) -> Iterator[IntArray]:
     """Rows of the labels, `images` of each of `people` pseudo-identities, or of all where there are fewer.
 
-    There are `steps` batches, or more where these have no room for every pseudo-identity once. Those with many boxes come
-    several times, so that others may be left to a later epoch.
+    There are `steps` batches, or more where these have no room for every pseudo-identity once. Those with many boxes
+    come several times, so that others may be left to a later epoch.
     """
     count = int(labels.max()) + 1
     people = min(people, count)
