@@ -188,13 +188,8 @@ class NeckTraining:
         config: AdaptConfig,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.model, self.frames, self.place, self.config, self.device = (
-            model.to(device).eval(),
-            frames,
-            place,
-            config,
-            device,
-        )
+        self.model, self.config, self.device = model.to(device).eval(), config, device
+        self.frames, self.place = frames, place
         self._picks = boxes.patches.picks
         _freeze(model, config)
         with torch.no_grad():

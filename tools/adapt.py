@@ -333,7 +333,9 @@ def refine(
     else:
         training = HeadTraining(model, boxes, config, device)
     tracklets = Tracklets(boxes.tracks.numpy(), boxes.seconds.numpy(), boxes.camids.numpy())
-    held = hold_out(tracklets, config.held_out, config.seed) if config.held_out else np.zeros(len(boxes), bool)
+    held = np.zeros(len(boxes), bool)
+    if config.held_out and len(tracklets.boxes_together()):
+        held = hold_out(tracklets, config.held_out, config.seed)
     labelling = TrackletLabels(config.sampled, settings["jaccard"], settings["clusters"], settings["constraints"])
     for note in labelling.limits(tracklets, settings["contrast"]):
         say(f"note: {note}")

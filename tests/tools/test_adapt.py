@@ -319,6 +319,24 @@ def test_an_earlier_run_is_not_written_over(run: Run, tmp_path: Path, weights: P
     assert message == f"{changing}: is another file than when the run began"
 
 
+def test_people_who_are_never_seen_at_once(run: Run, tmp_path: Path, weights: Path) -> None:
+    """Nothing tells whether an epoch was good: nobody is held out, and the last epoch is kept."""
+    folder = tmp_path / "one_by_one"
+    folder.mkdir()
+    for number in range(1, 61):
+        person = (number - 1) // 20
+        frame = scene(number)
+        for other in {0, 1, 2} - {person}:
+            frame[2 + other * 30 : 26 + other * 30] = 0
+        cv2.imwrite(str(folder / f"{number:03d}.png"), frame)
+    argv = ("--video", folder, "--weights", weights, "--out", tmp_path / "out", "--no-retrack", *QUICK)
+    status, printed, err = run(*argv, "adapt.frame_rate=30", "adapt.min_seconds=0.3", "clusters.eps=0.05")
+    assert status == 0, err
+    assert "note: no two people are seen at once: nothing tells which epoch is good, the last one is kept\n" in err
+    assert printed.splitlines()[-1].startswith(f"{tmp_path / 'out' / 'model.safetensors'}: epoch 2 of 2, ")
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["after"]["held"]["auc"] is None
+
+
 @pytest.mark.shared
 def test_real_footage_and_detections_to_the_bit(tool: ModuleType, shared: Path, tmp_path: Path, capfd) -> None:
     """Frames of a hall: after adapting, boxes and scores are what they were, embeddings are not."""
