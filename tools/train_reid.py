@@ -234,7 +234,7 @@ def train(
     cv2.setNumThreads(1)
     if workers is None:
         workers = max(1, available_cores() // world - 1) if place.type == "cuda" else 1
-    dataset = open_data(config, unlabelled="contrast" in sections)
+    dataset = open_data(config, "contrast" in sections, say)
     if config.validate_every and (dataset.query is None or dataset.gallery is None):
         say("note: not both query and gallery: nothing is evaluated")
         config = replace(config, validate_every=0)
@@ -365,17 +365,18 @@ def train(
     say(f"{out / 'model.safetensors'}: trained for {done} steps")
 
 
-def open_data(config: TrainConfig, unlabelled: bool) -> ReidDataset:
+def open_data(config: TrainConfig, unlabelled: bool, say: Say) -> ReidDataset:
     """The data set, with all parts that training needs; without labels, query and gallery may be absent."""
     source = parse_source(config.data)[0] == "images"
     if source and not unlabelled:
         raise ValueError(f"{config.data}: images without labels: expected --method caccl, cluster or self-paced")
     try:
         dataset = load_dataset(config.data, None if config.validate_every and not source else ("train",))
-    except ValueError:
+    except ValueError as error:
         if not unlabelled:
             raise
         dataset = load_dataset(config.data, ("train",))  # or this is what is wrong
+        say(f"note: {error}")
     if dataset.train is None:
         raise ValueError(f"{config.data}: expected images to learn from, found query and gallery only")
     ranked = dataset.query is not None and dataset.gallery is not None
