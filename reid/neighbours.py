@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 # Rows and columns of a tile of distances: on the CPU few enough for the cache, elsewhere enough to keep a device busy.
-_CPU_SIDE, _DEVICE_SIDE = 1024, 8192
+_CPU_SIDE, _DEVICE_SIDE = 1536, 8192
 
 # Neighbours kept beyond those that are asked for. Only where all of them are as far as the last one asked for, a
 # row has to be looked at again to find who comes first.

@@ -14,7 +14,7 @@ from torch import Tensor
 from reid.neighbours import Neighbours
 
 # Pairs of weights that are compared at once, some 20 bytes each: few enough for the cache.
-_BLOCK_PRODUCTS = 200_000
+_BLOCK_PRODUCTS = 400_000
 # Features whose differences are in memory at once.
 _PAIR_BYTES = 4_000_000
 
