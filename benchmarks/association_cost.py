@@ -64,6 +64,7 @@ class Row:
         mean_ms: mean over the same.
         reported: people in a frame's result, on average.
         ids: identities over the timed frames of a repeat.
+        median_ms_of_repeats: the median of each repeat.
     """
 
     tracker: str
@@ -73,6 +74,7 @@ class Row:
     mean_ms: float
     reported: float
     ids: int
+    median_ms_of_repeats: Sequence[float] = ()
 
 
 def with_checks() -> Contestant:
@@ -121,6 +123,7 @@ def time_all(
                             reported[i] += len(seen)
                 progress.update(end - begin)
     gc.unfreeze()
+    timed = len(found) - warm
     return [
         Row(
             contestant.name,
@@ -130,6 +133,7 @@ def time_all(
             mean(times[i]),
             reported[i] / len(times[i]),
             len(ids[i]),
+            [median(times[i][at : at + timed]) for at in range(0, len(times[i]), timed)],
         )
         for i, contestant in enumerate(contestants)
     ]

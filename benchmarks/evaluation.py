@@ -60,14 +60,16 @@ class Case:
     Attributes:
         gt: folder of sequences, each with `gt/gt.txt` and `seqinfo.ini`.
         results: folder of `<sequence>.txt`.
+        first: score only so many sequences; None for all.
     """
 
     gt: Path
     results: Path
+    first: int | None = None
 
     def sequences(self) -> list[str]:
         """Their names, sorted."""
-        return sorted(path.name for path in self.gt.iterdir())
+        return sorted(path.name for path in self.gt.iterdir())[: self.first]
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ def run(engine: str, case: Case) -> Run:
     if engine == TRACKEVAL:
         figures = by_trackeval(case.gt, case.results, case.sequences(), "MOT17")
     else:
-        figures = evaluate(case.gt, case.results, benchmark="MOT17", processes=2 if engine == TWO_PROCESSES else 1)
+        processes = 2 if engine == TWO_PROCESSES else 1
+        figures = evaluate(case.gt, case.results, case.sequences(), "MOT17", processes)
     end = time.perf_counter()
     numbers = {name: {key: float(np.mean(value)) for key, value in part.items()} for name, part in figures.items()}
     return Run(end - imported, imported - begin, peak_mb(), imported_mb, numbers)
@@ -241,7 +244,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     facts = machine()
     cases = {}
     with tempfile.TemporaryDirectory() as scratch:
-        todo = {"Lif_T on MOT17 train": Case(args.data / "MOT17" / "train", args.data / "Lif_T")}
+        todo = {"Lif_T on MOT17 train": Case(args.data / "MOT17" / "train", args.data / "Lif_T", args.sequences)}
         for name, grid in GRIDS.items():
             todo[f"{name}, {args.people} people"] = write_crowd(Path(scratch) / name, args.people, args.frames, grid)
         for title, case in todo.items():
@@ -280,6 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = ROOT.parent / "shared" / "data" / "mot_results" / "LifT_MOT17_train"
     parser.add_argument("--data", type=Path, default=default, help="folder with MOT17/train and Lif_T")
+    parser.add_argument("--sequences", type=int, help="score only so many of MOT17's (default: all)")
     parser.add_argument("--people", type=int, default=150, help="in each frame of the crowds (default: 150)")
     parser.add_argument("--frames", type=int, default=500, help="of the crowds (default: 500)")
     parser.add_argument("--repeats", type=int, default=3, help="of each evaluation of each case (default: 3)")
@@ -287,8 +291,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     try:
-        for name, least in (("people", 2), ("frames", 1), ("repeats", 1)):
-            if getattr(args, name) < least:
+        for name, least in (("people", 2), ("frames", 1), ("repeats", 1), ("sequences", 1)):
+            if getattr(args, name) is not None and getattr(args, name) < least:
                 raise ValueError(f"--{name}: expected at least {least}, got {getattr(args, name)}")
         result = measure(args)
         print(format_table(result))

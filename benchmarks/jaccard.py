@@ -5,7 +5,7 @@
 
 The numbers of images are those of Market-1501's and MSMT17's training sets and of all of MSMT17. Features are
 synthetic: 17 images a person, 6 cameras that each shift the features, and a falling spectrum. Every run has a process
-of its own, one after the other. Seconds count from features in memory to what DBSCAN takes; memory is the peak of the
+of its own, in turns. Seconds count from features in memory to what DBSCAN takes; memory is the peak of the
 process above what it held with the features loaded. Both have k1 = 30, k2 = 6 and DBSCAN eps 0.6, min_samples 4; DBSCAN
 itself is timed apart.
 
@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from sklearn.cluster import DBSCAN  # noqa: E402
 from sklearn.metrics import adjusted_rand_score  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from benchmarks.reid_yardsticks import peak_bytes, status_bytes  # noqa: E402
+from benchmarks.reid_yardsticks import best_of, peak_bytes, status_bytes  # noqa: E402
 from benchmarks.throughput import machine  # noqa: E402
 from reid.jaccard import JaccardConfig, dense_distances, jaccard_graph  # noqa: E402
 
@@ -154,16 +155,15 @@ def measure(images: Sequence[int], dimension: int, threads: int, repeats: int) -
             folder = Path(name)
             for kind, values in zip(("features", "pids"), synthetic(number, dimension), strict=True):
                 np.save(folder / f"{kind}.npy", values)
-            for contestant in CONTESTANTS if number == images[0] else CONTESTANTS[:1]:
-                runs = []
-                for _ in range(repeats):
+            runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+            for _ in range(repeats):
+                for contestant in CONTESTANTS if number == images[0] else CONTESTANTS[:1]:
                     command = [sys.executable, __file__, "--contestant", contestant, "--folder", name]
                     done = subprocess.run([*command, "--threads", str(threads)], stdout=subprocess.DEVNULL, check=False)
                     if done.returncode:
                         raise ValueError(f"{contestant}, {number} images: exit status {done.returncode}")
-                    runs.append(json.loads((folder / "report.json").read_text()))
-                best = min(runs, key=lambda run: run["seconds"])
-                rows.append({"contestant": contestant, "images": number, **best})
+                    runs[contestant].append(json.loads((folder / "report.json").read_text()))
+            rows += [{"contestant": contestant, "images": number, **best_of(done)} for contestant, done in runs.items()]
             if number == images[0]:
                 compared = compare(folder)
     ours, theirs = rows[0], rows[1]

@@ -4,7 +4,7 @@
     python benchmarks/reid_ranking.py --share 0.25 --threads 1 --json quick.json
 
 Features are synthetic, of Market-1501's numbers: 750 people, 6 cameras that each shift the features, junk and
-distractors, and a falling spectrum. Every contestant runs in a process of its own, one after the other, on the same
+distractors, and a falling spectrum. Every contestant runs in a process of its own, in turns, on the same
 files. Seconds count from features in memory to scores (ranking) or to the last row of the distances (re-ranking);
 memory is the peak of the process above what it held with the features loaded.
 
@@ -45,6 +45,7 @@ import torch  # noqa: E402
 
 from benchmarks.reid_yardsticks import (  # noqa: E402
     Data,
+    best_of,
     labels,
     peak_bytes,
     rank_loop,
@@ -129,7 +130,6 @@ def compare(first: Path, second: Path) -> dict[str, float]:
 def measure(share: float, dimension: int, threads: int, repeats: int) -> dict[str, Any]:
     """Everything that is written to the JSON file, from the options of `main`."""
     facts = machine()
-    rows: dict[str, dict[str, Any]] = {}
     apart = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -138,18 +138,18 @@ def measure(share: float, dimension: int, threads: int, repeats: int) -> dict[st
         for key, values in data.items():
             np.save(folder / f"{key}.npy", values)
         del data
-        for contestant in CONTESTANTS:
-            runs = []
-            for _ in range(repeats):
+        runs: dict[str, list[dict[str, Any]]] = {contestant: [] for contestant in CONTESTANTS}
+        for _ in range(repeats):
+            for contestant, measured in runs.items():
                 command = [sys.executable, __file__, "--contestant", contestant, "--folder", name]
                 done = subprocess.run([*command, "--threads", str(threads)], stdout=subprocess.DEVNULL, check=False)
                 if done.returncode:
                     raise ValueError(f"{contestant}: exit status {done.returncode}")
-                runs.append(json.loads((folder / "report.json").read_text()))
-            rows[contestant] = min(runs, key=lambda run: run["seconds"])
+                measured.append(json.loads((folder / "report.json").read_text()))
+        rows = {contestant: best_of(each) for contestant, each in runs.items()}
+        for contestant in CONTESTANTS:
             if contestant.startswith("re-ranking, dense"):
                 apart[contestant] = compare(folder / "re-ranking, ours.npy", folder / f"{contestant}.npy")
-                (folder / f"{contestant}.npy").unlink()
     ours, loop = rows["ranking, ours"]["scores"], rows["ranking, loop"]["scores"]
     apart["ranking, loop"] = {"largest_difference": max(abs(ours[key] - loop[key]) for key in loop)}
     return {

@@ -6,6 +6,7 @@ A yardstick takes the features and labels, and the file that distances are writt
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,12 @@ def status_bytes(key: str) -> int:
         raise ValueError("memory is read from /proc, which this system has not")
     line = next(line for line in status.read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) * 1024
+
+
+def best_of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The run with the fewest seconds, with the seconds and the memory of all beside."""
+    best = min(runs, key=lambda run: run["seconds"])
+    return {**best, **{f"{name}_of_runs": [run[name] for run in runs] for name in ("seconds", "memory_bytes")}}
 
 
 def peak_bytes() -> int:

@@ -50,7 +50,9 @@ def test_figures_that_differ_are_an_error():
         check_equal({"A": {"IDSW": 4.0}}, {"A": {"IDSW": 3.0}}, "ours")
 
 
-@pytest.mark.parametrize("options", [["--people", "1"], ["--frames", "0"], ["--repeats", "0"], ["--data", "/nowhere"]])
+@pytest.mark.parametrize(
+    "options", [["--people", "1"], ["--frames", "0"], ["--repeats", "0"], ["--sequences", "0"], ["--data", "/nowhere"]]
+)
 def test_impossible_options_are_one_line(options, tmp_path, capsys):
     assert evaluation.main([*options, "--json", str(tmp_path / "o.json")]) == 2
     lines = capsys.readouterr().err.splitlines()

@@ -15,6 +15,7 @@ def test_a_row_is_measured(tmp_path: Path) -> None:
     assert row["peak_gib"] > 0.1
     assert sorted(row["parts"]) == ["backward", "forward", "losses", "update"]
     assert sum(row["parts"].values()) == pytest.approx(1)
+    assert row["seconds_of_steps"] == [pytest.approx(8 / row["images_per_s"])]
     assert training.table([row]).splitlines()[-1].startswith("| nano | fp32 | 416x416 | 8 | ")
 
 
