@@ -3,6 +3,7 @@
     python tools/track.py --video in.mp4
     python tools/track.py --video in.mp4 --out results --start 100 --end 500
     python tools/track.py --video 0 --show                      # first camera; q in the window ends
+    python tools/track.py --video 0 --serve 8080                # shown in a browser, at http://127.0.0.1:8080
     python tools/track.py --video rtsp://192.168.1.20/stream --out results
     python tools/track.py --video frames/ --no-video            # a folder of images, or "frames/*.jpg"
     python tools/track.py --video in.mp4 --input-size 960 --score-thresh 0.4 --set tracker.track_buffer=2
@@ -11,6 +12,12 @@ Several at once, by one model, each with ids of its own:
 
     python tools/track.py --video door.mp4 hall.mp4 rtsp://192.168.1.20/stream --out results
     python tools/track.py --video 0 1 --out results --max-latency 0.1
+
+A glob of videos stands for all of them. Many recordings, each by itself in one of several processes, on this machine or
+a cluster; those that are finished are passed over when the command is given again:
+
+    python tools/track.py --video 'archive/*.mp4' --out results --ray
+    python tools/track.py --video 'archive/*.mp4' --out results --ray 10.0.0.5:6379 --ray-workers 16
 
 Detections of another detector, in MOTChallenge's format; without --video no picture is needed:
 
@@ -43,14 +50,14 @@ import dataclasses
 import functools
 import itertools
 import json
-import math
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # while the libraries load, Ctrl-C and termination have nothing to save
     for _number in (signal.SIGINT, signal.SIGTERM):
@@ -66,14 +73,24 @@ from configs import load_config
 from tracker.console import fail, one_line, say, stop_signals
 from tracker.detection_file import DetectionFile, read_detection_file
 from tracker.live import LiveConfig, RealTime
-from tracker.offline import FILL_SECONDS, OfflineConfig
+from tracker.offline import OfflineConfig
+from tracker.options import check_options, parse_arguments
 from tracker.output import Output, choose_places, claim
 from tracker.pipeline import Streams
 from tracker.runs import Results, Run, Session, refines
-from tracker.sources import Source, SourceError, open_source
+from tracker.sources import Source, SourceError, expand, open_source, recording_name
 from tracker.tracker import Tracker, TrackerConfig
 from tracker.trajectories import Recorder
-from tracker.video import Frame, available_cores, check_range, without_secrets
+from tracker.types import FrameResult
+from tracker.video import Frame, available_cores, without_secrets
+
+if TYPE_CHECKING:
+    from tracker.archive import Track
+    from tracker.panel import Panel
+    from tracker.scale_out import ArchiveSession
+
+# A detector, how many threads call it, and with how many frames.
+Model = tuple[Any, int, int]
 
 # Frames in one call of the detector on a GPU.
 GPU_BATCH = 4
@@ -84,149 +101,76 @@ WINDOW = "track (q ends)"
 SECTIONS = {"tracker": TrackerConfig, "live": LiveConfig, "offline": OfflineConfig}
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="track.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    group = parser.add_argument_group("input")
-    add = group.add_argument
-    add("--video", nargs="+", help="video file, camera index, address, folder of images, or glob in quotes; or several")
-    add("--start", type=int, metavar="FRAME", help="first frame, from 1")
-    add("--end", type=int, metavar="FRAME", help="last frame, inclusive")
-    add(
-        "--fps",
-        type=float,
-        metavar="RATE",
-        help="frames per second: of --detections, or where a video does not say (default 30)",
-    )
-    add("--realtime", action="store_true", help="play files at their own pace, dropping frames like a camera's")
-    add("--max-latency", type=float, metavar="S", help="seconds a live frame waits at most for its turn (default 0.2)")
-
-    group = parser.add_argument_group("detections from a file, in place of the model's")
-    add = group.add_argument
-    add("--detections", nargs="+", type=Path, metavar="FILE", help="MOTChallenge text; or several, without --video")
-    add("--embeddings", nargs="+", type=Path, metavar="FILE", help=".npy or .npz, row i for row i; one for each file")
-    add("--score-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="scores to become 0 and 1 (default: 0 1)")
-    add("--classes", type=class_list, metavar="N,N", help="classes to follow (default: all)")
-
-    group = parser.add_argument_group("model and settings")
-    add = group.add_argument
-    add("--weights", type=Path, help="model: .safetensors, or a published JDE .pt (default: the bundled one)")
-    add("--device", choices=("auto", "cpu", "cuda"), help="default: a GPU where there is one")
-    add("--input-size", type=int, metavar="N", help="long side the network sees, in pixels, a multiple of 32")
-    add("--threads", type=int, metavar="N", help="processor cores to use for the network (default: all)")
-    add(
-        "--score-thresh",
-        type=float,
-        metavar="S",
-        help="lowest score of a person to take up and follow, 0 to 1 (default 0.6; see tracker.sure_thresh)",
-    )
-    add("--config", help="YAML file with sections detector, tracker, live, offline; or the name of a shipped one")
-    add("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", dest="overrides", help="any setting")
-
-    group = parser.add_argument_group("refinement, when all frames are known")
-    add = group.add_argument
-    add("--relink", action="store_true", help="join the pieces of one person's track")
-    add(
-        "--fill-gaps",
-        nargs="?",
-        type=float,
-        const=FILL_SECONDS,
-        metavar="S",
-        help=f"add the boxes missing between two sightings, for up to S seconds (default {FILL_SECONDS:g}), scored 0",
-    )
-    add("--smooth", action="store_true", help="replace boxes by the estimate from all sightings, earlier and later")
-    add(
-        "--global-ids",
-        action="store_true",
-        help="one identity space over all inputs: tracks that look alike become one person, unless an input shows both "
-        "at once (offline.global_thresh)",
-    )
-
-    group = parser.add_argument_group("output")
-    add = group.add_argument
-    add("--out", type=Path, help="folder of the results (default: beside the input, or here)")
-    add("--no-video", action="store_true", help="write the text file only")
-    add("--show", action="store_true", help="show the result in a window while it is made")
-    add("--json", type=Path, metavar="FILE", help="also write the summary, with all settings, to this file")
-    add("--debug", action="store_true", help="show the traceback of an error")
-    args = parser.parse_args(argv)
-    if not args.video and not args.detections:
-        parser.error("one of the arguments --video --detections is required")
-    return args
-
-
-def class_list(text: str) -> list[int]:
-    """`0,2` as numbers."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers with commas between, got {text!r}") from None
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns the exit status: 0, 1 after an error, 128 + signal when interrupted."""
-    args = parse_arguments(argv)
-    # Libraries' own messages would bury the one line that tells the user what is wrong.
-    av.logging.set_level(av.logging.PANIC)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    cv2.setNumThreads(1)
+    args = parse_arguments(argv, __doc__)
+    quieten()
     with stop_signals():
         try:
+            args.video = args.video and expand(args.video)
             check_options(args)
-            return track_videos(args) if args.video else track_files(args)
+            if args.ray:
+                session, settings = track_archive(args)
+            else:
+                session, settings = track_videos(args) if args.video else track_files(args)
+            return finish(args, session, settings)
         except (Exception, KeyboardInterrupt) as error:
             return fail(error, args.debug)
 
 
-def check_options(args: argparse.Namespace) -> None:
-    """Refuse options that are impossible, or that would do nothing where they are."""
-
-    def refuse(names: Sequence[str], reason: str) -> None:
-        for name in names:
-            if getattr(args, name) is not None and getattr(args, name) is not False:
-                raise ValueError(f"--{name.replace('_', '-')}: {reason}")
-
-    if args.detections:
-        refuse(("weights", "device", "input_size", "threads"), "no detector is run with --detections")
-        refuse(("realtime",), "with --detections every frame counts")
-        if any(text.strip().startswith("detector.") for text in args.overrides):
-            raise ValueError("--set: no detector is run with --detections")
-    else:
-        refuse(("embeddings", "score_range", "classes"), "is for --detections")
-    if not args.video:
-        refuse(("show",), "there are no pictures to show without --video")
-        refuse(("max_latency",), "is for live video")
-    elif "" in args.video:
-        raise ValueError("--video: expected a file, camera, address or folder, got nothing")
-    elif args.detections and (len(args.detections), len(args.video)) != (1, 1):
-        raise ValueError(
-            f"--detections: expected one file for one --video, got {len(args.detections)} for {len(args.video)}"
-        )
-    elif args.show and len(args.video) > 1:
-        raise ValueError(f"--show: expected one --video, got {len(args.video)}")
-    if args.embeddings and len(args.embeddings) != len(args.detections):
-        raise ValueError(
-            f"--embeddings: expected one for each of {len(args.detections)} --detections, got {len(args.embeddings)}"
-        )
-    if args.threads is not None and args.threads < 1:
-        raise ValueError(f"--threads: expected at least 1, got {args.threads}")
-    if args.fps is not None and not 0 < args.fps < math.inf:
-        raise ValueError(f"--fps: expected a number above 0, got {args.fps:g}")
-    check_range(args.start, args.end)
-    if args.show and sys.platform.startswith("linux") and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
-        raise ValueError("--show: no display to open a window on")
+def quieten() -> None:
+    """Libraries' own messages would bury the one line that tells the user what is wrong."""
+    av.logging.set_level(av.logging.PANIC)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    cv2.setNumThreads(1)
 
 
-def track_videos(args: argparse.Namespace) -> int:
-    """Open everything, then track; whatever can be wrong with the input is found before the model is loaded."""
+def track_archive(args: argparse.Namespace) -> tuple[ArchiveSession, dict[str, Any]]:
+    """Track recordings in processes of Ray's, each by the functions that track one here."""
+    import configs
+    import detector
+    import tracker
+    from detector.checkpoint import BUNDLED
+    from tracker.archive import sha256
+    from tracker.scale_out import ArchiveSession
+
     settings = resolve_settings(args)
+    if settings["offline"].global_ids:
+        raise ValueError("offline.global_ids: with --ray each recording is tracked by itself")
+    settings["detector"] = detector_settings(args)
+    names = [recording_name(video) for video in args.video]
+    places = output_places(args, args.video, names, film=not args.no_video)
+    made_from = {**settings, **{name: getattr(args, name) for name in ("start", "end", "fps", "device")}}
+    made_from["weights"] = sha256(args.weights or BUNDLED)
+    session = ArchiveSession(args.video, places, made_from, args.debug)
+    shared = vars(args) | {"weights": args.weights and args.weights.absolute(), "json": None}
+
+    def start(threads: int, device: str) -> Track:
+        quieten()
+        mine = shared | {"threads": threads, "device": device}
+        model = load(argparse.Namespace(**mine), settings["detector"])
+
+        def track(video: str, folder: Path) -> tuple[dict[str, Any], BaseException | None]:
+            one, _ = track_videos(argparse.Namespace(**mine | {"video": [video], "out": folder}), dict(settings), model)
+            return one.report(), one.stopped
+
+        return track
+
+    modules = [configs, detector, tracker]
+    session.go(start, args.ray, modules, args.ray_workers, args.threads, args.device or "auto", args.overwrite)
+    return session, settings
+
+
+def track_videos(
+    args: argparse.Namespace, settings: dict[str, Any] | None = None, model: Model | None = None
+) -> tuple[Session, dict[str, Any]]:
+    """Open everything, then track; whatever can be wrong with the input is found before the model is loaded.
+
+    Whoever tracks several one after the other gives `settings` and the `model` that `load` gave.
+    """
+    settings = settings or resolve_settings(args)
     files = read_files(args, settings["offline"].global_ids)
-    with contextlib.ExitStack() as stack:
+    with take_port(args) as port, contextlib.ExitStack() as stack:
         sources = open_sources(args, settings, stack)
         if files:
             check_match(files[0], sources[0], args.end)
@@ -238,7 +182,7 @@ def track_videos(args: argparse.Namespace) -> int:
             detector, workers, batch_size = files[0].replay(sources[0].first_frame), 1, 1
         else:
             settings["detector"] = detector_settings(args)
-            detector, workers, batch_size = load(args, settings["detector"])
+            detector, workers, batch_size = model or load(args, settings["detector"])
             settings["detector"] = getattr(detector, "config", settings["detector"])  # its model's values for null
         trackers = [Tracker(settings["tracker"], choose_rate(args, source, files)) for source in sources]
         runs = []
@@ -249,6 +193,8 @@ def track_videos(args: argparse.Namespace) -> int:
         def ended(index: int, error: BaseException | None) -> None:
             runs[index].error = error
             runs[index].output.close()
+            if panels:
+                panels[index].end("failed" if error else "over")
             if error and len(runs) > 1:
                 say(f"error: {one_line(error)}")  # the others go on
 
@@ -256,6 +202,12 @@ def track_videos(args: argparse.Namespace) -> int:
         streams = Streams(sources, detector, trackers, workers=workers, batch_size=batch_size, live=live, on_end=ended)
 
         stack.pop_all()  # from here on the streams close the sources, and none that a thread still reads
+        panels = serve(port, runs, sources, stack) if port else []
+
+        def show(index: int, frame: Frame, result: FrameResult) -> bool:
+            if panels:
+                panels[index].add(frame, result, streams.dropped[index])
+            return show_frame(frame) if args.show else True
 
         def results() -> Results:
             yield from streams
@@ -263,10 +215,41 @@ def track_videos(args: argparse.Namespace) -> int:
                 files[0].check_end(runs[0].output.last_frame, sources[0].location)
 
         session = Session(runs, streams.seconds, settings["offline"])
-        session.go(results(), show_frame if args.show else None)
+        session.go(results(), show)
         for run, dropped in zip(runs, streams.dropped, strict=True):
             run.dropped = dropped
-        return finish(args, session, settings)
+        return session, settings
+
+
+def take_port(args: argparse.Namespace) -> contextlib.AbstractContextManager[socket.socket | None]:
+    """The port of --serve, if it is given."""
+    if args.serve is None:
+        return contextlib.nullcontext()
+    try:
+        from tracker.page import listen
+
+        return listen(args.serve)
+    except ImportError as error:
+        raise ValueError(f'--serve: needs the package aiohttp ({error}); pip install -e ".[serve]"') from None
+    except ValueError as error:
+        raise ValueError(f"--serve: {error}") from None
+
+
+def serve(
+    port: socket.socket, runs: Sequence[Run], sources: Sequence[Source], stack: contextlib.ExitStack
+) -> list[Panel]:
+    """Show the runs in a browser until `stack` is closed; returns what to add their results to."""
+    from tracker.page import Page
+    from tracker.panel import Panel
+
+    panels = [
+        Panel(run.output.text.stem, source.size, run.last_frame) for run, source in zip(runs, sources, strict=True)
+    ]
+    page = stack.enter_context(Page(port, panels))
+    print(f"serving {page.address}", flush=True)  # whoever waits for the line reads it now
+    if page.public:
+        print("note: whoever can reach this address sees the pictures")
+    return panels
 
 
 def open_sources(args: argparse.Namespace, settings: dict[str, Any], stack: contextlib.ExitStack) -> list[Source]:
@@ -293,7 +276,8 @@ def start_run(
     """Say what is going to be made of a source."""
     text, film = place
     later = refines(settings["offline"])
-    size = source.size if args.show or (film and not later) else None
+    shown = args.show or args.serve is not None
+    size = source.size if shown or (film and not later) else None
     run = Run(source.location, Output(text, None if later else film, size, frame_rate), source.first_frame)
     if later:
         run.recorder, run.film = Recorder(), film
@@ -309,7 +293,7 @@ def start_run(
     return run
 
 
-def track_files(args: argparse.Namespace) -> int:
+def track_files(args: argparse.Namespace) -> tuple[Session, dict[str, Any]]:
     """Track what files of detections hold; all of them are read, and found to be good, before anything is written."""
     settings = resolve_settings(args)
     files = read_files(args, settings["offline"].global_ids)
@@ -336,7 +320,7 @@ def track_files(args: argparse.Namespace) -> int:
 
     session = Session(runs, seconds, settings["offline"])
     session.go(results())
-    return finish(args, session, settings)
+    return session, settings
 
 
 def read_files(args: argparse.Namespace, global_ids: bool) -> list[DetectionFile]:
@@ -393,11 +377,12 @@ def choose_rate(args: argparse.Namespace, source: Source, files: Sequence[Detect
     return source.frame_rate or args.fps or (files[0].frame_rate if files else None)
 
 
-def finish(args: argparse.Namespace, session: Session, settings: dict[str, Any]) -> int:
+def finish(args: argparse.Namespace, session: Session | ArchiveSession, settings: dict[str, Any]) -> int:
     """Print and write the summary, and tell what went wrong."""
     print(*session.summary(), sep="\n")
     stopped = session.stopped
-    if stopped is None and not any(run.output.boxes for run in session.runs):
+    summary = session.report()
+    if stopped is None and not summary["boxes"]:
         say(f"note: nobody scored {settings['tracker'].birth_thresh:g} or more and was sure to be a person")
     if args.json:
         report: dict[str, Any] = {}
@@ -405,7 +390,7 @@ def finish(args: argparse.Namespace, session: Session, settings: dict[str, Any])
             given = [without_secrets(str(item)) for item in getattr(args, name) or ()]
             if given:
                 report[name] = given[0] if len(given) == 1 else given
-        report |= session.report()
+        report |= summary
         report["error"] = one_line(stopped) if stopped else None
         report["config"] = {name: dataclasses.asdict(section) for name, section in settings.items()}
         try:
@@ -414,7 +399,7 @@ def finish(args: argparse.Namespace, session: Session, settings: dict[str, Any])
             stopped = stopped or error
     if stopped is None:
         return 0
-    if isinstance(stopped, SourceError) and len(session.runs) > 1:
+    if isinstance(stopped, SourceError) and len(summary.get("runs", ())) > 1:
         return 1  # each has been told when it happened
     return fail(stopped, args.debug, session.reach())
 
@@ -447,7 +432,7 @@ def detector_settings(args: argparse.Namespace) -> Any:
     return config
 
 
-def load(args: argparse.Namespace, config: Any) -> tuple[Any, int, int]:
+def load(args: argparse.Namespace, config: Any) -> Model:
     """The detector, and how many threads call it with how many frames each."""
     import torch
 
@@ -459,6 +444,14 @@ def load(args: argparse.Namespace, config: Any) -> tuple[Any, int, int]:
     workers = min(cores, MAX_WORKERS)
     torch.set_num_threads(max(1, cores // workers))
     detector = load_detector(args.weights, args.device or "auto", config)
+    lowest = detector.config.score_thresh
+    if args.score_thresh is not None and args.score_thresh < lowest:
+        raise ValueError(
+            f"--score-thresh: {args.weights} was exported to report people from {lowest:g} on, got "
+            f"{args.score_thresh:g}: export it again with a lower --score-thresh"
+        )
+    if config.score_thresh < lowest:
+        say(f"note: {args.weights} was exported to report people from {lowest:g} on, not {config.score_thresh:g}")
     if detector.device.type != "cpu":
         return detector, 1, GPU_BATCH
     return detector, workers, 1

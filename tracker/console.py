@@ -18,18 +18,21 @@ Item = TypeVar("Item")
 _LOG_SECONDS = 30.0
 
 
-def progress(items: Iterable[Item], total: int | None, done: int = 0, doing: str = "") -> Iterator[Item]:
-    """Pass frames through, with a bar on a terminal and a line now and then elsewhere, both on stderr.
+def progress(
+    items: Iterable[Item], total: int | None, done: int = 0, doing: str = "", unit: str = "frames"
+) -> Iterator[Item]:
+    """Pass items through, with a bar on a terminal and a line now and then elsewhere, both on stderr.
 
     Args:
-        items: one for each frame.
-        total: number of frames with `done`; None where nobody knows.
-        done: frames that count as done from the start.
+        items: one for each frame, or whatever `unit` is.
+        total: number of them with `done`; None where nobody knows.
+        done: how many count as done from the start.
         doing: what is being done, said before the numbers.
+        unit: what is counted, in the plural.
     """
     started = logged = time.monotonic()
     first = done
-    with tqdm(desc=doing or None, total=total, initial=done, unit=" frames", disable=None, leave=False) as bar:
+    with tqdm(desc=doing or None, total=total, initial=done, unit=f" {unit}", disable=None, leave=False) as bar:
         for done, item in enumerate(items, start=first + 1):
             yield item
             bar.update()
@@ -37,7 +40,8 @@ def progress(items: Iterable[Item], total: int | None, done: int = 0, doing: str
             if bar.disable and now - logged >= _LOG_SECONDS:
                 logged = now
                 rate = (done - first) / (now - started)
-                print(f"{doing or 'frame'} {done}/{total or '?'}, {rate:.1f} frames/s", file=sys.stderr)
+                left = f", {tqdm.format_interval((total - done) / rate)} left" if total and rate else ""
+                print(f"{doing or unit[:-1]} {done}/{total or '?'}, {rate:.3g} {unit}/s{left}", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -59,10 +63,11 @@ def say(message: str) -> None:
 
 
 class _Signals:
-    """Whether a signal has to wait, and the one that does."""
+    """Whether a signal has to wait, the one that does, and the one that was raised as KeyboardInterrupt."""
 
     held = False
     waiting: int | None = None
+    raised: int | None = None
 
 
 @contextlib.contextmanager
@@ -73,14 +78,17 @@ def stop_signals() -> Iterator[None]:
     def stop(number: int, _: Any) -> None:
         for each in numbers:
             signal.signal(each, signal.SIG_IGN)
-        if not _Signals.held:
-            raise KeyboardInterrupt(number)
-        _Signals.waiting = number
+        if _Signals.held:
+            _Signals.waiting = number
+            return
+        _Signals.raised = number
+        raise KeyboardInterrupt(number)
 
     before = [signal.signal(number, stop) for number in numbers]
     try:
         yield
     finally:
+        _Signals.raised = None
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
 
@@ -102,16 +110,18 @@ def fail(error: BaseException, debug: bool, reach: str = "") -> int:
     """Tell what went wrong in one line, and return the exit status: 1, or 128 + signal when interrupted.
 
     Args:
-        error: what was raised.
+        error: what was raised. After a signal that is an interruption, too: where it arrives inside a library, the
+            KeyboardInterrupt may be taken for another error there.
         debug: print the traceback, too.
         reach: how far the work had come when it was interrupted.
     """
     sys.stdout.flush()
     if debug:
         traceback.print_exception(error)
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt) or _Signals.raised is not None:
         print(f"interrupted{reach}", file=sys.stderr)
-        return int(128 + (error.args[0] if error.args else signal.SIGINT))
+        number = error.args[0] if isinstance(error, KeyboardInterrupt) and error.args else _Signals.raised
+        return int(128 + (number or signal.SIGINT))
     print(f"error: {one_line(error)}", file=sys.stderr)
     return 1
 

@@ -22,6 +22,7 @@ from tracker.video import Frame
 
 Results = Generator[tuple[int, Frame | None, FrameResult], None, None]
 """The index of a run, the picture where there is one, and the result."""
+Show = Callable[[int, Frame, FrameResult], bool]
 
 
 @dataclass(eq=False)
@@ -78,12 +79,12 @@ class Session:
         self._stages = stages
         self._offline = offline
 
-    def go(self, results: Results, show: Callable[[Frame], bool] | None = None) -> None:
+    def go(self, results: Results, show: Show | None = None) -> None:
         """Follow all results, then refine them; what goes wrong becomes `stopped`, so that a summary can come first.
 
         Args:
             results: of all runs, in order within each.
-            show: given every picture, with what is drawn on it; ends the session by saying False.
+            show: given every result with its picture, drawn on; ends the session by saying False.
         """
         try:
             try:
@@ -95,7 +96,7 @@ class Session:
         except (Exception, KeyboardInterrupt) as error:
             self.stopped = error
 
-    def _follow(self, results: Results, show: Callable[[Frame], bool] | None) -> None:
+    def _follow(self, results: Results, show: Show | None) -> None:
         """The loop: every result to the output of its run."""
         started = time.perf_counter()
         lengths = [run.last_frame and run.last_frame - run.first_frame + 1 for run in self.runs]
@@ -112,7 +113,7 @@ class Session:
                         run.output.add(frame, result)
                         if run.recorder:
                             run.recorder.add(result)
-                    if show and frame is not None and not show(frame):
+                    if show and frame is not None and not show(index, frame, result):
                         break
         finally:
             written = sum(run.output.seconds for run in self.runs)

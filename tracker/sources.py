@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,22 @@ from tracker.live import LiveConfig, log_message, open_live
 from tracker.mot import read_seqinfo
 from tracker.video import Frame, SourceError, VideoSource, check_range, without_secrets
 
-__all__ = ["CameraSource", "EveryNth", "Source", "SourceError", "open_source"]
+__all__ = [
+    "CameraSource",
+    "EveryNth",
+    "Source",
+    "SourceError",
+    "expand",
+    "is_recording",
+    "open_source",
+    "recording_name",
+]
+
+# What a glob takes for a video; a video that is named itself may end as it likes.
+_VIDEO_SUFFIXES = {".3gp", ".avi", ".dav", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov"}
+_VIDEO_SUFFIXES |= {".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
+# How a film that `tools/track.py` made ends; one that lies among the videos is no input.
+_RESULT_SUFFIX = ".tracked.mp4"
 
 
 class Source(Protocol):
@@ -89,6 +104,53 @@ def open_source(
         images.sort(key=natural_key)
         return ImageSource(images, _folder_name(images[0].parent), None, start, end)
     raise FileNotFoundError(f"{path}: no such file or folder")
+
+
+def expand(given: Sequence[str]) -> list[str]:
+    """The inputs that a user means, one string each for `open_source`.
+
+    A glob of images is one input, as it is. Of any other glob each video is one, and each folder that holds images, in
+    natural order; films that `tools/track.py` made are none.
+
+    Raises:
+        SourceError: nothing fits a glob, or images and videos do.
+    """
+    inputs = []
+    for text in given:
+        if text.isdecimal() or "://" in text or not glob.has_magic(text) or Path(text).exists():
+            inputs.append(text)
+            continue
+        matches = sorted(map(Path, glob.glob(text)), key=natural_key)  # noqa: PTH207
+        images = [path for path in matches if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+        videos = [path for path in matches if _is_video(path)]
+        if images and any(path.is_file() for path in videos):
+            raise SourceError(f"{text}: matches images and videos; expected one kind, such as *{videos[0].suffix}")
+        if not images and not videos:
+            raise SourceError(f"{text}: no image matches, and no video")
+        inputs += [text] if images else map(str, videos)
+    return inputs
+
+
+def _is_video(path: Path) -> bool:
+    """Whether a match of a glob is a video, or a folder of images."""
+    if path.is_dir():
+        return (path / "seqinfo.ini").is_file() or bool(list_images(path))
+    return path.suffix.lower() in _VIDEO_SUFFIXES and not path.name.endswith(_RESULT_SUFFIX)
+
+
+def is_recording(source: str) -> bool:
+    """Whether an input is on disk, not a camera or an address."""
+    return not source.isdecimal() and "://" not in source
+
+
+def recording_name(source: str) -> str:
+    """The name that a recording will have when it is open, without opening it."""
+    path = Path(source)
+    if path.is_dir():
+        return _folder_name(path)
+    if path.exists() or not glob.has_magic(source):
+        return path.stem
+    return _folder_name(Path(next(glob.iglob(source))).parent)  # noqa: PTH207
 
 
 def _open_folder(folder: Path, start: int | None, end: int | None) -> Source:

@@ -46,6 +46,17 @@ def test_several_videos(track, tmp_path: Path) -> None:
     assert len(report["outputs"]) == 6
 
 
+def test_glob_of_videos_stands_for_each(track, tmp_path: Path) -> None:
+    for name, count in [("a", 5), ("b", 7)]:
+        write_clip(tmp_path / f"{name}.mp4", count)
+    for _ in range(2):  # the films of the first time are not tracked
+        status, text, err = track("--video", tmp_path / "*.mp4")
+        assert (status, err) == (0, "")
+        assert text.splitlines()[-1].startswith("12 frames, 1.0 people a frame, 2 ids, ")
+        check(tmp_path, "a", 5)
+        check(tmp_path, "b", 7)
+
+
 def test_results_lie_beside_each_input_unless_told(track, tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     a, b = write_clip(tmp_path / "cam.mp4", 3), write_clip(tmp_path / "x" / "cam.mp4", 4)

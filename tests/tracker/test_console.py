@@ -54,6 +54,17 @@ def test_only_the_first_signal_interrupts() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_library_may_take_an_interruption_for_another_error(capfd: pytest.CaptureFixture[str]) -> None:
+    with console.stop_signals():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            error = ValueError("what did the user do?")
+        assert console.fail(error, debug=False, reach=" after frame 3") == 143
+    assert console.fail(error, debug=False) == 1
+    assert capfd.readouterr().err == "interrupted after frame 3\nerror: what did the user do?\n"
+
+
 def test_a_signal_waits_for_the_end_of_a_block() -> None:
     done = []
     with pytest.raises(KeyboardInterrupt) as caught, console.stop_signals():

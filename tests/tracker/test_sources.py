@@ -10,7 +10,7 @@ from tracker import sources
 from tracker.clock import DEFAULT_FRAME_RATE
 from tracker.images import ImageSource
 from tracker.live import LiveConfig, ReconnectingSource
-from tracker.sources import CameraSource, EveryNth, SourceError, open_source
+from tracker.sources import CameraSource, EveryNth, SourceError, expand, open_source, recording_name
 from tracker.video import VideoSource
 
 
@@ -176,3 +176,35 @@ def test_every_nth_of_what_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyP
     camera = open_source(0, live=LiveConfig(give_up_after=0))
     with pytest.raises(ValueError, match="camera 0: expected a recording, got a live source"):
         EveryNth(camera, 2)
+
+
+def test_a_glob_of_images_is_one_input_and_one_of_videos_is_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "sequence", 2)
+    Path("archive").mkdir()
+    for name in ("10.MP4", "2.mkv", "notes.txt", "a.odd", "10.tracked.mp4", "10.txt"):
+        (tmp_path / "archive" / name).touch()
+    assert expand(["archive/*"]) == ["archive/2.mkv", "archive/10.MP4"]
+    assert expand(["sequence/*.png"]) == ["sequence/*.png"]
+    assert expand(["*"]) == ["sequence"]  # the other folder holds no images
+    assert expand(["0", "rtsp://host/[a]*", "none.mp4", "", "archive/*.MP4", "sequence"]) == [
+        *("0", "rtsp://host/[a]*", "none.mp4", "", "archive/10.MP4", "sequence")
+    ]
+    Path("archive/[1].odd").touch()
+    assert expand(["archive/[1].odd"]) == ["archive/[1].odd"]  # there is such a file
+    with pytest.raises(SourceError, match=r"archive/\*\.odd: no image matches, and no video"):
+        expand(["archive/*.odd"])
+    Path("archive/thumb.jpg").touch()
+    with pytest.raises(SourceError, match=r"archive/\*: matches images and videos; expected one kind, such as \*\.mkv"):
+        expand(["archive/*"])
+
+
+@pytest.mark.parametrize("given", ["a.b.mp4", "seq", "seq/img1", "seq/img1/*.png", "seq/img1/1.png"])
+def test_name_without_opening(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_clip(tmp_path / "a.b.mp4", 1)
+    write_images(tmp_path / "seq" / "img1", 1)
+    (tmp_path / "seq" / "seqinfo.ini").write_text("[Sequence]\nname=x\nimDir=img1\nframeRate=14\nseqLength=1\n")
+    assert recording_name(given) == open_source(given).name
