@@ -52,18 +52,23 @@ def machine() -> dict[str, Any]:
 
 
 def timed(command: Sequence[str | Path], report: Path) -> dict[str, Any]:
-    """Run a command that writes a JSON report; returns the report with the seconds of the whole process added."""
+    """Run a command that writes a JSON report; returns that, and what the process took: seconds and memory."""
     clock = time.perf_counter()
-    done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False)
-    elapsed = time.perf_counter() - clock
-    if done.returncode:
-        raise ValueError(f"{command[1]}: exit status {done.returncode}: {done.stderr.strip()}")
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen([str(part) for part in command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors)
+        _, status, used = os.wait4(process.pid, 0)
+        elapsed = time.perf_counter() - clock
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            errors.seek(0)
+            raise ValueError(f"{command[1]}: exit status {process.returncode}: {errors.read().strip()}")
     result: dict[str, Any] = json.loads(report.read_text())
-    return {**result, "process_seconds": elapsed}
+    cpu = used.ru_utime + used.ru_stime
+    return {**result, "process_seconds": elapsed, "cpu_seconds": cpu, "peak_bytes": used.ru_maxrss * 1024}
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over runs of the same command: frames/s, milliseconds a frame of each stage, seconds of the process."""
+    """Medians over runs of the same command: frames/s, milliseconds a frame of each stage, what the process took."""
     frames = runs[0]["frames"]
     stages = [stage for stage in runs[0]["seconds"] if stage != "total"]
     return {
@@ -71,7 +76,7 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "fps": median(run["fps"] for run in runs),
         "fps_runs": [run["fps"] for run in runs],
         "ms_per_frame": {stage: median(run["seconds"][stage] for run in runs) / frames * 1e3 for stage in stages},
-        "process_seconds": median(run["process_seconds"] for run in runs),
+        **{name: median(run[name] for run in runs) for name in ("process_seconds", "cpu_seconds", "peak_bytes")},
     }
 
 
@@ -95,7 +100,7 @@ def own_forward_ms(weights: Path | None, size: tuple[int, int]) -> float:
     from detector.engine import dense_forward
 
     detector = load_detector(weights, device="cpu")
-    forward = dense_forward(detector.model, detector.device, "auto")
+    forward = dense_forward(detector.model, detector.device, detector.config.engine)
     image = torch.full((1, *size, 3), 114, dtype=torch.uint8)
     times = []
     with torch.inference_mode():
@@ -149,6 +154,8 @@ def format_table(result: dict[str, Any]) -> str:
         ("frames/s", track["fps"], reference["fps"]),
         ("forward, ms", track["forward_ms"], reference["forward_ms"]),
         ("process, s", track["process_seconds"], reference["process_seconds"]),
+        ("CPU, s", track["cpu_seconds"], reference["cpu_seconds"]),
+        ("memory, MiB", track["peak_bytes"] / 2**20, reference["peak_bytes"] / 2**20),
     ]
     height, width = result["network_input"]
     lines = [

@@ -51,7 +51,7 @@ def save_model(
     }
     metadata = {
         "format": FORMAT,
-        "family": "compact" if isinstance(model, JDE) else "darknet53",
+        "family": family_of(model),
         "model": json.dumps(asdict(model.config)),
         "notes": json.dumps(dict(notes or {})),
     }
@@ -59,6 +59,8 @@ def save_model(
     try:
         temporary.write_bytes(save(tensors, metadata=metadata))
         temporary.replace(path)
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -71,15 +73,23 @@ def load_model(path: str | Path | None = None) -> JDE | DarknetJDE:
             bundled nano model.
 
     Raises:
-        ValueError: no such file, not a readable one, written by something else, or tensors that do not fit.
+        ValueError: no such file, not a readable one, written by something else, tensors that do not fit, or weights
+            that are not finite.
     """
     path = BUNDLED if path is None else Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such weights file")
     if path.suffix not in (".safetensors", ".pt", ".pth"):
         raise ValueError(f"{path}: expected a .safetensors model, or a published JDE .pt")
-    if path.suffix != ".safetensors":
-        return load_published(path)[0].eval()
+    model = _read_saved(path) if path.suffix == ".safetensors" else load_published(path)[0]
+    for name, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise ValueError(f"{path}: {name} has weights that are not finite")
+    return model.eval()
+
+
+def _read_saved(path: Path) -> JDE | DarknetJDE:
+    """The model of a file that `save_model` wrote."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -89,12 +99,29 @@ def load_model(path: str | Path | None = None) -> JDE | DarknetJDE:
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path}: expected a {FORMAT} file, got format {metadata.get('format')!r}")
     try:
-        network, config = FAMILIES[metadata.get("family", "compact")]
-        model: JDE | DarknetJDE = network(config(**_tuples(json.loads(metadata["model"]))))
+        model = build_model(metadata.get("family", "compact"), json.loads(metadata["model"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: unreadable model configuration ({error})") from error
     load_state(model, state, str(path))
-    return model.eval()
+    return model
+
+
+def family_of(model: JDE | DarknetJDE) -> str:
+    """The name in `FAMILIES`."""
+    return next(name for name, (network, _) in FAMILIES.items() if isinstance(model, network))
+
+
+def build_model(family: str, config: Mapping[str, Any]) -> JDE | DarknetJDE:
+    """A network with random weights, from what a file says of it.
+
+    Raises:
+        KeyError: no such family.
+        TypeError: a configuration with other names or types.
+        ValueError: a configuration that cannot be.
+    """
+    network, config_type = FAMILIES[family]
+    model: JDE | DarknetJDE = network(config_type(**_tuples(config)))
+    return model
 
 
 def load_yolox_onnx(path: str | Path, model: JDE) -> int:

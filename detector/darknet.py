@@ -249,7 +249,9 @@ class DarknetJDE(nn.Module):
         rows = [(picks.level == level).nonzero()[:, 0] for level in range(len(STRIDES))]
         windows = []
         for level_map, own in zip(features, rows, strict=True):
-            padded = functional.pad(level_map, (1, 1, 1, 1)) if len(own) else level_map
+            # A traced graph must not keep that nobody was found while it was made.
+            needed = torch.jit.is_tracing() or len(own)  # type: ignore[attr-defined, no-untyped-call]
+            padded = functional.pad(level_map, (1, 1, 1, 1)) if needed else level_map
             image, (x, y) = picks.image[own], picks.xy[own].unbind(1)
             window = padded[image[:, None, None], :, y[:, None, None] + around[:, None], x[:, None, None] + around]
             windows.append(window.permute(0, 3, 1, 2).float())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import cv2
 import numpy as np
@@ -14,10 +16,23 @@ from numpy.typing import NDArray
 
 from detector.checkpoint import load_model
 from detector.darknet import DarknetJDE
-from detector.engine import Engine, dense_forward, fused
+from detector.engine import (
+    Engine,
+    Forward,
+    Precision,
+    Replayed,
+    choose,
+    dense_forward,
+    fused,
+    people_session,
+    quickened,
+)
 from detector.model import JDE
 from detector.postprocess import postprocess
 from detector.priors import STRIDES, Canvas, Picks, rows_at
+
+if TYPE_CHECKING:
+    from detector.exported import ExportedDetector
 
 MAX_INPUT_SIZE = 8192
 
@@ -37,7 +52,10 @@ class DetectorConfig:
     max_detections: int = 300
     """At most this many boxes a frame, the best."""
     engine: Engine = "auto"
-    """What runs the convolutions: "onnxruntime" (CPU alone), "torch", or the faster of them on the device at hand."""
+    """What runs the network: "onnxruntime" (CPU alone), "torch", or the faster of them on the device at hand."""
+    precision: Precision = "auto"
+    """Numbers the convolutions compute with: "fp32", "bf16", "fp16" (GPU alone); "auto" is fp32 by ONNX Runtime, else
+    what the device at hand multiplies fastest. Where lower precision does not agree with fp32, that is used."""
 
     def __post_init__(self) -> None:
         size = self.input_size
@@ -49,21 +67,23 @@ class DetectorConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
-        if self.engine not in get_args(Engine):
-            raise ValueError(f"engine: expected one of {', '.join(get_args(Engine))}, got {self.engine!r}")
+        for name, kinds in (("engine", Engine), ("precision", Precision)):
+            if getattr(self, name) not in get_args(kinds):
+                raise ValueError(f"{name}: expected one of {', '.join(get_args(kinds))}, got {getattr(self, name)!r}")
         if self.max_detections < 1:
             raise ValueError(f"max_detections: expected at least 1, got {self.max_detections}")
 
 
 def letterbox(
-    image: NDArray[np.uint8], canvas: Canvas, pad_value: int
+    image: NDArray[np.uint8], canvas: Canvas, pad_value: int, out: NDArray[np.uint8] | None = None
 ) -> tuple[NDArray[np.uint8], tuple[float, float], tuple[int, int]]:
-    """Scale an image and lay it on grey.
+    """Scale an image, straight into its place on grey.
 
     Args:
         image: (H, W, 3) uint8.
         canvas: size of the network input, and how the image lies in it.
         pad_value: the grey.
+        out: (h, w, 3) uint8, where to draw; None for a new array.
 
     Returns:
         The network input (h, w, 3) uint8, the scale (x, y): input pixels per image pixel, and the place (x, y) of the
@@ -73,11 +93,22 @@ def letterbox(
     new_width = min(max(round(width * canvas.ratio), 1), canvas.width)
     new_height = min(max(round(height * canvas.ratio), 1), canvas.height)
     x, y = ((canvas.width - new_width) // 2, (canvas.height - new_height) // 2) if canvas.centred else (0, 0)
-    pixels = np.full((canvas.height, canvas.width, 3), pad_value, np.uint8)
+    pixels: NDArray[np.uint8] = np.empty((canvas.height, canvas.width, 3), np.uint8) if out is None else out
+    for margin in (pixels[:y], pixels[y + new_height :], pixels[:, :x], pixels[:, x + new_width :]):
+        margin[...] = pad_value
     # Plain bilinear shrinking skips pixels beyond a factor of two; area averaging does not.
     mode = cv2.INTER_AREA if canvas.ratio < 0.5 or (canvas.centred and canvas.ratio < 1) else cv2.INTER_LINEAR
-    pixels[y : y + new_height, x : x + new_width] = cv2.resize(image, (new_width, new_height), interpolation=mode)
+    cv2.resize(image, (new_width, new_height), pixels[y : y + new_height, x : x + new_width], interpolation=mode)
     return pixels, (new_width / width, new_height / height), (x, y)
+
+
+def letterbox_batch(
+    images: Sequence[NDArray[np.uint8]], canvas: Canvas, pad_value: int
+) -> tuple[NDArray[np.uint8], tuple[float, float], tuple[int, int]]:
+    """The same for images of one size: (B, h, w, 3), with the scale and place that all of them have."""
+    pixels: NDArray[np.uint8] = np.empty((len(images), canvas.height, canvas.width, 3), np.uint8)
+    drawn = [letterbox(image, canvas, pad_value, out) for image, out in zip(images, pixels, strict=True)]
+    return pixels, *drawn[0][1:]
 
 
 class Detector:
@@ -101,15 +132,33 @@ class Detector:
         patches: bool = False,
     ) -> None:
         config = config or DetectorConfig()
+        self.device = torch.device(device)
+        engine, precision = choose(model, self.device, config.engine, config.precision)
+        model = fused(model).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if engine == "torch":
+            model, precision = quickened(model, self.device, precision)
+        self.model, self.patches = model, patches
         self.config = replace(
             config,
             input_size=config.input_size or model.input_size,
             nms_thresh=model.nms_thresh if config.nms_thresh is None else config.nms_thresh,
+            engine=engine,
+            precision=precision,
         )
-        self.device = torch.device(device)
-        self.patches = patches
-        self.model = fused(model).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._forward = dense_forward(self.model, self.device, self.config.engine)
+        self._people = None
+        if engine == "onnxruntime" and not patches:
+            self._people = people_session(model, *self._limits)
+
+    @functools.cached_property
+    def _forward(self) -> Forward:
+        """The dense part alone."""
+        forward = dense_forward(self.model, self.device, self.config.engine)
+        return Replayed(forward, self.device) if self.device.type == "cuda" else forward
+
+    @property
+    def _limits(self) -> tuple[float, float, int]:
+        assert self.config.nms_thresh is not None
+        return self.config.score_thresh, self.config.nms_thresh, self.config.max_detections
 
     def __call__(self, frames: Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:
         """Find the people in frames.
@@ -124,7 +173,7 @@ class Detector:
             ValueError: a frame is not an (H, W, 3) uint8 image with pixels.
         """
         for i, frame in enumerate(frames):
-            _check_frame(f"frame {i}", frame)
+            check_frame(f"frame {i}", frame)
         results: list[dict[str, Any]] = [{} for _ in frames]
         for shape in dict.fromkeys(frame.shape for frame in frames):
             rows = [i for i, frame in enumerate(frames) if frame.shape == shape]
@@ -148,14 +197,14 @@ class Detector:
         Raises:
             ValueError: no such frame or boxes, or a model without embedding head.
         """
-        _check_frame("frame", frame)
+        check_frame("frame", frame)
         if not self.model.config.embedding_dim:
             raise ValueError("embed: the model has no embedding head")
         boxes = np.asarray(boxes, np.float32)
         if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
             raise ValueError(f"boxes: expected finite numbers of shape (N, 4), got {boxes.shape}")
-        pixels, scale, place = self._letterbox(frame)
-        raw, features = self._forward(torch.from_numpy(pixels[None]))
+        pixels, scale, place = self._letterbox([frame])
+        raw, features = self._forward(torch.from_numpy(pixels))
         scaled = torch.from_numpy(boxes * np.array(scale * 2, np.float32) + np.array(place * 2, np.float32))
         scaled = scaled.to(self.device)
         priors = self.model.priors(raw)
@@ -166,41 +215,72 @@ class Detector:
         picks = Picks.of(priors, surest, torch.zeros_like(surest), scaled)
         return np.asarray(self.model.embed(features, picks).cpu().numpy(), np.float32)
 
-    def _letterbox(self, frame: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], tuple[float, float], tuple[int, int]]:
-        canvas = self.model.canvas(*frame.shape[:2], self.config.input_size)
-        return letterbox(frame, canvas, self.model.pad_value)
+    def _letterbox(
+        self, frames: Sequence[NDArray[np.uint8]]
+    ) -> tuple[NDArray[np.uint8], tuple[float, float], tuple[int, int]]:
+        height, width = frames[0].shape[:2]
+        canvas = self.model.canvas(height, width, self.config.input_size)
+        return letterbox_batch(frames, canvas, self.model.pad_value)
+
+    def _batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:
+        pixels, scale, place = self._letterbox(frames)
+        found = by_image(len(frames), *self._people(pixels)) if self._people else self._search(pixels)
+        corner, factor = np.array(place * 2, np.float32), np.array(scale * 2, np.float32)
+        for prediction in found:
+            prediction["boxes"] = (prediction["boxes"] - corner) / factor
+        return found
 
     @torch.inference_mode()
-    def _batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:
-        inputs, scales, places = zip(*map(self._letterbox, frames), strict=True)
-        raw, features = self._forward(torch.from_numpy(np.stack(inputs)))
-        config = self.config
-        assert config.nms_thresh is not None
-        limits = config.score_thresh, config.nms_thresh, config.max_detections
-        found = postprocess(self.model, raw, features, *limits, patches=self.patches)
-        scale, place = np.array(scales[0] * 2, np.float32), np.array(places[0] * 2, np.float32)
-        results = []
-        for prediction in found:
-            arrays = {name: value.cpu().numpy() for name, value in prediction.items() if name != "patches"}
-            arrays["boxes"] = (arrays["boxes"] - place) / scale
-            if self.patches:
-                arrays["patches"] = prediction["patches"]
-            results.append(arrays)
-        return results
+    def _search(self, pixels: NDArray[np.uint8]) -> list[dict[str, Any]]:
+        """People by the dense part and `postprocess`."""
+        raw, features = self._forward(torch.from_numpy(pixels))
+        return [
+            {name: value if name == "patches" else value.cpu().numpy() for name, value in prediction.items()}
+            for prediction in postprocess(self.model, raw, features, *self._limits, patches=self.patches)
+        ]
+
+
+def by_image(
+    count: int,
+    image: NDArray[np.int64],
+    boxes: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    embeddings: NDArray[np.float32] | None = None,
+) -> list[dict[str, Any]]:
+    """What a "people" graph returns for a batch of `count` images, as one dictionary an image; see `PeopleGraph`."""
+    table: dict[str, NDArray[Any]] = {"boxes": boxes, "scores": scores, "labels": labels}
+    table |= {} if embeddings is None else {"embeddings": embeddings}
+    starts = np.searchsorted(image, np.arange(count + 1))
+    return [{name: rows[a:b] for name, rows in table.items()} for a, b in itertools.pairwise(starts)]
 
 
 def load_detector(
     weights: str | Path | None = None, device: str = "auto", config: DetectorConfig | None = None
-) -> Detector:
+) -> Detector | ExportedDetector:
     """Load a model file and make it ready.
 
     Args:
-        weights: a `.safetensors` model file, or a published JDE `.pt`; None is the bundled nano model.
+        weights: a `.safetensors` model file, or a published JDE `.pt`; or what tools/export.py wrote, see
+            detector/exported.py; None is the bundled nano model.
         device: "auto" (a CUDA device where there is one), "cpu", "cuda" or "cuda:N".
         config: how to look; None is the default.
 
     Raises:
         ValueError: the weights file or the device cannot be used.
+    """
+    from detector.exported import FORMATS, load_exported  # which needs this module
+
+    if weights is not None and Path(weights).suffix in FORMATS:
+        return load_exported(weights, device, config)
+    return Detector(load_model(weights), choose_device(device), config)
+
+
+def choose_device(device: str) -> torch.device:
+    """The device of that name; of "auto" a CUDA device where there is one.
+
+    Raises:
+        ValueError: there is no such device.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -212,9 +292,10 @@ def load_detector(
         raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device: {device!r} asked for, but {torch.cuda.device_count()} CUDA devices are available")
-    return Detector(load_model(weights), place, config)
+    return place
 
 
-def _check_frame(name: str, frame: NDArray[Any]) -> None:
+def check_frame(name: str, frame: NDArray[Any]) -> None:
+    """Refuse what is no (H, W, 3) uint8 image with pixels."""
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or not frame.size:
         raise ValueError(f"{name}: expected (H, W, 3) uint8, got {frame.shape} {frame.dtype}")

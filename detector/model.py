@@ -115,13 +115,15 @@ class EmbeddingHead(nn.Module):
         Returns:
             (ΣN_l, D) unit rows in the same order.
         """
-        reduced = [layer(patches) for layer, patches in zip(self.reduce, coarse, strict=True) if len(patches)]
+        # Batch norm cannot learn from no rows; in use it may see none, so that a traced graph has every level.
+        used = (pair for pair in zip(self.reduce, coarse, strict=True) if not self.training or len(pair[1]))
+        reduced = [layer(patches) for layer, patches in used]
         x = torch.cat((torch.cat(reduced), self.fine(fine)), dim=1)
         for block in self.mix:
             x = x + block(x)
         stripes = x.mean(dim=3).flatten(1)  # (N, width * 8)
         x = self.project(stripes)
-        if len(x) > 1 or not self.training:
+        if not self.training or len(x) > 1:
             return functional.normalize(self.norm(x))
         # One row has no statistics of its own: it is measured by those seen so far.
         norm = self.norm

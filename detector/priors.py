@@ -144,9 +144,10 @@ def make_priors(raw: Sequence[Tensor], sizes: Sequence[Sequence[tuple[float, flo
         )
         cells = torch.stack((x, y), dim=-1).reshape(-1, 2).float()
         own = torch.tensor(sizes[i], dtype=torch.float32, device=output.device)
-        count = len(own) * len(cells)
-        xy.append(cells.repeat(len(own), 1))
-        size.append(own.repeat_interleave(len(cells), dim=0))
+        # Shapes, not len(): an exported graph must not keep the number of cells it was traced with.
+        count = own.shape[0] * cells.shape[0]
+        xy.append(cells.repeat(own.shape[0], 1))
+        size.append(own[:, None].expand(-1, cells.shape[0], -1).reshape(-1, 2))
         stride.append(torch.full((count,), float(STRIDES[i]), device=output.device))
         level.append(torch.full((count,), i, device=output.device))
     return Priors(torch.cat(xy), torch.cat(size), torch.cat(stride), torch.cat(level))
@@ -168,7 +169,7 @@ def rows_at(points: Tensor, raw: Sequence[Tensor], priors_per_cell: int) -> Tens
 def flatten(raw: Sequence[Tensor], priors_per_cell: int) -> Tensor:
     """Raw maps (B, P·K, H, W) of P priors a cell -> (B, A, K) in the row order of `Priors`, float32."""
     rows = [
-        output.reshape(len(output), priors_per_cell, -1, output.shape[-2] * output.shape[-1])
+        output.reshape(output.shape[0], priors_per_cell, -1, output.shape[-2] * output.shape[-1])
         .transpose(2, 3)
         .flatten(1, 2)
         for output in raw
@@ -178,7 +179,7 @@ def flatten(raw: Sequence[Tensor], priors_per_cell: int) -> Tensor:
 
 def decode_boxes(codes: Tensor, priors: Priors) -> Tensor:
     """Box codes (..., A, 4) -> boxes (..., A, 4) xyxy in network pixels."""
-    stride = priors.stride[:, None]
+    stride = priors.stride[..., None]
     centre = (priors.xy + priors.size * codes[..., :2]) * stride
     half = codes[..., 2:4].clamp(max=MAX_LOG_SIZE).exp() * priors.size * stride / 2
     return torch.cat((centre - half, centre + half), dim=-1)

@@ -1,0 +1,360 @@
+"""Exported models, ready to look at frames: what tools/export.py wrote, run by the runtime it was written for.
+
+Everything needed is in the file: beside the graph a `Manifest` says which network it is and what is baked in.
+
+Nothing is unpickled. ONNX and OpenVINO files are data; TorchScript archives and TensorRT engines are programs, and are
+read only where their own suffix is given: load none that a stranger made.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import threading
+import warnings
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import onnxruntime
+import torch
+import torchvision  # noqa: F401 - TorchScript archives use its operators
+from numpy.typing import NDArray
+
+from detector.checkpoint import build_model
+from detector.graph import INPUT, GraphKind
+from detector.inference import DetectorConfig, check_frame, choose_device, letterbox
+from detector.tensorrt_engine import open_plan, split_engine
+
+FORMAT = "jdetrack-export"
+"""Name of the manifest in a file's metadata."""
+Precision = Literal["fp32", "fp16", "int8"]
+Run = Callable[[NDArray[np.uint8]], list[NDArray[Any]]]
+"""(B, H, W, 3) uint8 BGR letterboxed frames -> what the graph returns, in its order."""
+OPENVINO_STREAMS = 4
+"""Frames at the same time at most: each takes memory of its own."""
+MAX_NOTES = 1 << 20
+"""No manifest is longer than so many bytes."""
+EXTRA = f"{FORMAT}.json"
+"""Name of the manifest among the extra files of torch's archives."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an exported file says of itself."""
+
+    family: str
+    """"compact" or "darknet53"."""
+    model: dict[str, Any]
+    """The network's configuration."""
+    graph: GraphKind
+    """What the graph returns; "people" can be run by itself."""
+    precision: Precision
+    """Numbers that the convolutions use."""
+    input_size: int
+    """Long side of the network input in pixels, unless told otherwise when it is run."""
+    score_thresh: float
+    """People who score lower are not in what a "people" graph returns; nor is anybody else beyond the next two."""
+    nms_thresh: float
+    """Of two boxes whose IoU is higher, the one that scores lower is dropped."""
+    max_detections: int
+    """At most so many people a frame."""
+    weights: str
+    """Name of the weights file it was made from."""
+    weights_sha256: str
+    """That file's SHA-256, in hexadecimal digits."""
+    device: str = "cpu"
+    """Where a program of torch runs, "cpu" or "cuda"."""
+
+    @classmethod
+    def parse(cls, path: Path, text: str | bytes | None) -> Manifest:
+        """Read the manifest of a file.
+
+        Raises:
+            ValueError: there is none, or not one of this version.
+        """
+        if not text:
+            raise ValueError(f"{path}: expected a model that tools/export.py wrote, found no {FORMAT} notes in it")
+        try:
+            values = json.loads(text)
+            manifest = cls(**values)
+            build_meta(manifest)
+            if manifest.graph not in get_args(GraphKind):
+                raise ValueError(f"graph {manifest.graph!r}")
+            DetectorConfig(*(values[name] for name in ("input_size", "score_thresh", "nms_thresh", "max_detections")))
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path}: unreadable {FORMAT} notes ({error})") from error
+        return manifest
+
+    @property
+    def text(self) -> str:
+        """What `parse` reads."""
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True)
+class ExportedConfig:
+    """How an exported model looks at frames."""
+
+    input_size: int
+    """As in `DetectorConfig`."""
+    score_thresh: float
+    """Baked in, or higher."""
+    nms_thresh: float
+    """Baked in."""
+    max_detections: int
+    """Baked in, or lower."""
+    engine: str
+    """What runs it."""
+    precision: Precision
+    """Numbers that the convolutions use."""
+    weights: str
+    """Name of the weights file it was made from."""
+    weights_sha256: str
+    """That file's SHA-256."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An exported file, opened.
+
+    Attributes:
+        manifest: what it says of itself.
+        run: runs it; calls from several threads at once are safe.
+        engine: the runtime's name.
+        device: where it runs.
+        max_batch: frames in one call at most; None for any number.
+    """
+
+    manifest: Manifest
+    run: Run
+    engine: str
+    device: torch.device
+    max_batch: int | None = None
+
+
+class ExportedDetector:
+    """An exported model with the interface of `Detector`: frames in, people in pixels of the frames out.
+
+    Args:
+        opened: a file with a "people" graph.
+        config: values that may still differ from those baked in; None stands for those.
+
+    Raises:
+        ValueError: settings that the file cannot follow.
+    """
+
+    def __init__(self, opened: Opened, config: DetectorConfig | None = None) -> None:
+        baked = opened.manifest
+        self.device, self.opened = opened.device, opened
+        self._model = build_meta(baked)
+        config = config or DetectorConfig(score_thresh=baked.score_thresh, max_detections=baked.max_detections)
+        if config.nms_thresh not in (None, baked.nms_thresh):
+            raise ValueError(f"nms_thresh: {baked.nms_thresh} is part of the exported model, got {config.nms_thresh}")
+        for name in ("engine", "precision"):
+            if getattr(config, name, "auto") != "auto":
+                raise ValueError(f"{name}: is part of the exported model, expected auto, got {getattr(config, name)}")
+        self.config = ExportedConfig(
+            input_size=config.input_size or baked.input_size,
+            score_thresh=max(config.score_thresh, baked.score_thresh),
+            nms_thresh=baked.nms_thresh,
+            max_detections=min(config.max_detections, baked.max_detections),
+            engine=opened.engine,
+            precision=baked.precision,
+            weights=baked.weights,
+            weights_sha256=baked.weights_sha256,
+        )
+
+    def __call__(self, frames: Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:
+        """Find the people in frames; see `Detector.__call__`."""
+        for i, frame in enumerate(frames):
+            check_frame(f"frame {i}", frame)
+        results: list[dict[str, Any]] = [{} for _ in frames]
+        for shape in dict.fromkeys(frame.shape for frame in frames):
+            rows = [i for i, frame in enumerate(frames) if frame.shape == shape]
+            step = self.opened.max_batch or len(rows)
+            for first in range(0, len(rows), step):
+                batch = rows[first : first + step]
+                for i, found in zip(batch, self._batch([frames[i] for i in batch]), strict=True):
+                    results[i] = found
+        return results
+
+    def _batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:
+        canvas = self._model.canvas(*frames[0].shape[:2], self.config.input_size)
+        inputs, scales, places = zip(
+            *(letterbox(frame, canvas, self._model.pad_value) for frame in frames), strict=True
+        )
+        image, boxes, scores, labels, *embeddings = self.opened.run(np.stack(inputs))
+        scale, place = np.array(scales[0] * 2, np.float32), np.array(places[0] * 2, np.float32)
+        boxes = (boxes - place) / scale
+        results = []
+        for i in range(len(frames)):
+            own = np.flatnonzero((image == i) & (scores >= self.config.score_thresh))[: self.config.max_detections]
+            found = {"boxes": boxes[own], "scores": scores[own], "labels": labels[own]}
+            results.append(found | ({"embeddings": embeddings[0][own]} if embeddings else {}))
+        return results
+
+
+def load_exported(path: str | Path, device: str = "auto", config: DetectorConfig | None = None) -> ExportedDetector:
+    """Open an exported model and make it ready.
+
+    Args:
+        path: a file of `FORMATS`.
+        device: "auto" (what the file was made for, or the CPU), "cpu", "cuda" or "cuda:N".
+        config: how to look; None is what is baked in.
+
+    Raises:
+        ValueError: a file that cannot be read, was not written by tools/export.py, holds another graph than people, or
+            cannot run on that device; a runtime that is not installed; settings that are baked in otherwise.
+    """
+    path = Path(path)
+    if path.suffix == ".pt2":  # torch would unpickle some of it
+        raise ValueError(f"{path}: a torch.export program cannot hold people, and is for other programs")
+    opened = open_exported(path, device)
+    if opened.manifest.graph != "people":
+        raise ValueError(f"{path}: holds {opened.manifest.graph} for other programs: export it with --graph people")
+    return ExportedDetector(opened, config)
+
+
+def open_exported(path: Path, device: str = "auto") -> Opened:
+    """Open a file with any graph; see `load_exported`. Of programs of torch.export only what was written just now."""
+    if device != "auto":
+        choose_device(device)
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{path}: expected an exported model, one of {', '.join(FORMATS)}")
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    if not path.stat().st_size:
+        raise ValueError(f"{path}: empty file")
+    return FORMATS[path.suffix](path, device)
+
+
+def build_meta(manifest: Manifest) -> Any:
+    """The network of a manifest without its weights: for its canvas alone."""
+    with torch.device("meta"):
+        return build_model(manifest.family, manifest.model)
+
+
+def _open_onnx(path: Path, device: str) -> Opened:
+    available = onnxruntime.get_available_providers()
+    if device.startswith("cuda") and "CUDAExecutionProvider" not in available:
+        raise ValueError(f"device: {device} asked for, but this ONNX Runtime has no CUDA: install onnxruntime-gpu")
+    on_gpu = device.startswith("cuda") or (device == "auto" and "CUDAExecutionProvider" in available)
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if on_gpu:
+        index = torch.device(device).index if device != "auto" else None
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": index or 0}))
+    options = onnxruntime.SessionOptions()
+    # As many as torch uses: whoever calls from several threads at once sets that to one.
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4  # errors are raised; its own lines about them say the same
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # its errors have no common type
+        raise ValueError(f"{path}: not a readable ONNX model ({_first_line(error)})") from error
+    manifest = Manifest.parse(path, session.get_modelmeta().custom_metadata_map.get(FORMAT))
+    place = torch.device("cuda" if session.get_providers()[0] == "CUDAExecutionProvider" else "cpu")
+    return Opened(manifest, lambda frames: list(session.run(None, {INPUT: frames})), "onnxruntime", place)
+
+
+def _open_openvino(path: Path, device: str) -> Opened:
+    if device.startswith("cuda"):
+        raise ValueError(f"device: {path.suffix} runs by OpenVINO, which has no CUDA; expected cpu or auto")
+    openvino = import_openvino()
+    core = openvino.Core()
+    if not path.with_suffix(".bin").is_file():
+        raise ValueError(f"{path}: the weights beside it, {path.with_suffix('.bin').name}, are missing")
+    try:
+        model = core.read_model(path)
+    except Exception as error:  # its errors have no common type
+        raise ValueError(f"{path}: not a readable OpenVINO model ({_first_line(error)})") from error
+    notes = model.get_rt_info(FORMAT).astype(str) if model.has_rt_info(FORMAT) else None
+    manifest = Manifest.parse(path, notes)
+    threads = torch.get_num_threads()
+    streams = max(1, min(len(os.sched_getaffinity(0)) // threads, OPENVINO_STREAMS))
+    settings: dict[str, Any] = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads * streams}
+    settings["INFERENCE_PRECISION_HINT"] = "f32"  # a processor with bf16 would use it unasked, at boxes' expense
+    compiled = core.compile_model(model, "CPU", settings)
+    local = threading.local()  # a request answers one call at a time
+
+    def run(frames: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        if not hasattr(local, "request"):
+            local.request = compiled.create_infer_request()
+        answers = local.request.infer({INPUT: frames})
+        return [answers[output] for output in compiled.outputs]
+
+    return Opened(manifest, run, "openvino", torch.device("cpu"))
+
+
+def _open_program(path: Path, device: str) -> Opened:
+    """A TorchScript archive, or a program of torch.export."""
+    manifest = Manifest.parse(path, _zipped(path, EXTRA))
+    place = torch.device(manifest.device if device == "auto" else device)
+    if place.type != manifest.device:
+        raise ValueError(f"{path}: was exported on {manifest.device} and runs there alone, got device {device}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TorchScript's age
+            program: Any = (
+                torch.export.load(path).module()
+                if path.suffix == ".pt2"
+                else torch.jit.load(str(path), map_location=place)  # type: ignore[no-untyped-call]
+            )
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{path}: not readable ({_first_line(error)})") from error
+
+    @torch.inference_mode()
+    def run(frames: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        return [output.cpu().numpy() for output in program(torch.from_numpy(frames).to(place))]
+
+    return Opened(manifest, run, "torch.export" if path.suffix == ".pt2" else "torchscript", place)
+
+
+def _open_engine(path: Path, device: str) -> Opened:
+    notes, plan = split_engine(path)
+    manifest = Manifest.parse(path, notes)
+    place = torch.device("cuda" if device == "auto" else device)
+    run, max_batch = open_plan(path, plan, place)
+    return Opened(manifest, run, "tensorrt", place, max_batch)
+
+
+def _zipped(path: Path, name: str) -> bytes | None:
+    """A small file that torch stored beside a program."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.filename.endswith(f"/extra/{name}") and entry.file_size <= MAX_NOTES:
+                    return archive.read(entry)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ValueError(f"{path}: not a readable archive of torch ({_first_line(error)})") from error
+    return None
+
+
+def import_openvino() -> Any:
+    """OpenVINO, which is not needed otherwise."""
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        raise ValueError(f'OpenVINO is not installed ({error}): pip install -e ".[export]"') from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next(
+        (line for line in lines if line and not line.startswith(("Exception from", "Check "))), type(error).__name__
+    )
+
+
+FORMATS: dict[str, Callable[[Path, str], Opened]] = {
+    ".onnx": _open_onnx,
+    ".xml": _open_openvino,
+    ".torchscript": _open_program,
+    ".pt2": _open_program,
+    ".engine": _open_engine,
+}
+"""What opens a file, by its suffix."""

@@ -1,0 +1,113 @@
+"""A network written for other runtimes, with its manifest; see detector/graph.py for what a graph returns."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch.export import Dim
+
+from detector.darknet import DarknetJDE
+from detector.engine import fused, lowered
+from detector.exported import EXTRA, FORMAT, Manifest, import_openvino
+from detector.graph import BoxesGraph, MapsGraph, PeopleGraph, to_onnx
+from detector.inference import MAX_INPUT_SIZE
+from detector.model import JDE
+from detector.priors import STRIDES
+from detector.tensorrt_engine import build_engine
+
+AnyJDE = JDE | DarknetJDE
+
+
+def make_graph(model: AnyJDE, manifest: Manifest, device: torch.device | str = "cpu") -> MapsGraph:
+    """The graph that a manifest describes, on a fused copy of the model, in fp16 where the manifest says so."""
+    ready = fused(model).to(device)
+    if manifest.precision == "fp16":
+        ready = lowered(ready, torch.float16)
+    if manifest.graph == "people":
+        return PeopleGraph(ready, manifest.score_thresh, manifest.nms_thresh, manifest.max_detections)
+    return (BoxesGraph if manifest.graph == "boxes" else MapsGraph)(ready)
+
+
+def write_onnx(model: AnyJDE, manifest: Manifest, path: Path) -> None:
+    """An ONNX model; the manifest is in its metadata."""
+    to_onnx(make_graph(model, manifest), path)
+    written = onnx.load(str(path))
+    onnx.helper.set_model_props(written, {FORMAT: manifest.text})
+    onnx.checker.check_model(written)
+    onnx.save(written, str(path))
+
+
+def write_openvino(model: AnyJDE, manifest: Manifest, path: Path) -> None:
+    """An OpenVINO model, `.xml` with its weights in a `.bin` beside it; the manifest is in its `rt_info`.
+
+    In fp16 are the weights alone, which halves the file; they are multiplied in fp32.
+
+    Raises:
+        ValueError: OpenVINO is not installed.
+    """
+    openvino = import_openvino()
+    step = path.with_suffix(".onnx")
+    to_onnx(make_graph(model, replace(manifest, precision="fp32")), step)
+    converted = openvino.convert_model(step)
+    step.unlink()
+    converted.set_rt_info(manifest.text, FORMAT)
+    openvino.save_model(converted, path, compress_to_fp16=manifest.precision == "fp16")
+
+
+def write_torchscript(model: AnyJDE, manifest: Manifest, path: Path) -> None:
+    """A TorchScript archive for the manifest's device; the manifest is one of its extra files."""
+    graph = make_graph(model, manifest, manifest.device)
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of shapes that tracing might keep, and of TorchScript's age
+        traced = torch.jit.trace(graph, graph.example, check_trace=False)  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, str(path), _extra_files={EXTRA: manifest.text})
+
+
+def write_torch_export(model: AnyJDE, manifest: Manifest, path: Path) -> None:
+    """A program of torch.export for the manifest's device; the manifest is one of its extra files.
+
+    Raises:
+        ValueError: a graph of people, whose number is not known in advance: torch.export takes two or more for granted.
+    """
+    if manifest.graph == "people":
+        raise ValueError(f"{path}: a torch.export program cannot hold people: use the boxes or maps graph")
+    graph = make_graph(model, manifest, manifest.device)
+    # Sizes of one are taken for constants, so the example has none.
+    example = torch.cat((graph.example, graph.example))
+    grid = STRIDES[-1]
+    sides = {i: grid * Dim(name, min=1, max=MAX_INPUT_SIZE // grid) for i, name in ((1, "rows"), (2, "columns"))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shapes = ({0: Dim("batch", min=1)} | sides,)
+        program = torch.export.export(graph, (example,), dynamic_shapes=shapes, strict=False)
+        torch.export.save(program, path, extra_files={EXTRA: manifest.text})
+
+
+def write_tensorrt(model: AnyJDE, manifest: Manifest, path: Path) -> None:
+    """A TensorRT engine for the GPU at hand; takes minutes.
+
+    Raises:
+        ValueError: no TensorRT or no GPU, or a graph that cannot be built.
+    """
+    step = path.with_suffix(".onnx")
+    write_onnx(model, manifest, step)
+    wide, high, square = (model.canvas(*shape, manifest.input_size) for shape in ((9, 16), (16, 9), (9, 9)))
+    largest = max(wide.width, square.width), max(high.height, square.height)
+    build_engine(step, path, manifest.text, (wide.width, wide.height), largest)
+    step.unlink()
+
+
+WRITERS: dict[str, tuple[str, Callable[[Any, Manifest, Path], None]]] = {
+    "onnx": (".onnx", write_onnx),
+    "openvino": (".xml", write_openvino),
+    "torchscript": (".torchscript", write_torchscript),
+    "torch-export": (".pt2", write_torch_export),
+    "tensorrt": (".engine", write_tensorrt),
+}
+"""Suffix and writer of each format."""
