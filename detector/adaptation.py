@@ -89,7 +89,7 @@ class AdaptConfig:
     patience: int = 5
     """Epochs without gain before training stops."""
     seed: int = 0
-    """Of everything random, 0 or more."""
+    """Of everything random, 0 to 2^32 - 1."""
 
     def __post_init__(self) -> None:
         for name in ("min_score", "max_cover", "mirror"):
@@ -103,6 +103,8 @@ class AdaptConfig:
         for name in ("max_gap", "min_seconds", "hold", "noise", "detection", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed: expected at most {2**32 - 1}, got {self.seed}")
         for name in ("epochs", "steps", "images", "sampled", "frames_per_step", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")

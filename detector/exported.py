@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from detector.checkpoint import build_model
 from detector.graph import INPUT, GraphKind
-from detector.inference import DetectorConfig, check_frame, choose_device, letterbox
+from detector.inference import DetectorConfig, by_image, check_frame, choose_device, letterbox_batch
 from detector.tensorrt_engine import open_plan, split_engine
 
 FORMAT = "jdetrack-export"
@@ -185,17 +185,13 @@ class ExportedDetector:
 
     def _batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:
         canvas = self._model.canvas(*frames[0].shape[:2], self.config.input_size)
-        inputs, scales, places = zip(
-            *(letterbox(frame, canvas, self._model.pad_value) for frame in frames), strict=True
-        )
-        image, boxes, scores, labels, *embeddings = self.opened.run(np.stack(inputs))
-        scale, place = np.array(scales[0] * 2, np.float32), np.array(places[0] * 2, np.float32)
-        boxes = (boxes - place) / scale
-        results = []
-        for i in range(len(frames)):
-            own = np.flatnonzero((image == i) & (scores >= self.config.score_thresh))[: self.config.max_detections]
-            found = {"boxes": boxes[own], "scores": scores[own], "labels": labels[own]}
-            results.append(found | ({"embeddings": embeddings[0][own]} if embeddings else {}))
+        pixels, scale, place = letterbox_batch(frames, canvas, self._model.pad_value)
+        results = by_image(len(frames), *self.opened.run(pixels))
+        corner, factor = np.array(place * 2, np.float32), np.array(scale * 2, np.float32)
+        for found in results:  # rows fall by score
+            kept = min(int((found["scores"] >= self.config.score_thresh).sum()), self.config.max_detections)
+            found.update({name: rows[:kept] for name, rows in found.items()})
+            found["boxes"] = (found["boxes"] - corner) / factor
         return results
 
 
@@ -267,6 +263,9 @@ def _open_openvino(path: Path, device: str) -> Opened:
         raise ValueError(f"device: {path.suffix} runs by OpenVINO, which has no CUDA; expected cpu or auto")
     openvino = import_openvino()
     core = openvino.Core()
+    with path.open("rb") as file:
+        if b"<net" not in file.read(1024):  # OpenVINO would try what else it could be, aloud
+            raise ValueError(f"{path}: not an OpenVINO model")
     if not path.with_suffix(".bin").is_file():
         raise ValueError(f"{path}: the weights beside it, {path.with_suffix('.bin').name}, are missing")
     try:
@@ -336,7 +335,14 @@ def _zipped(path: Path, name: str) -> bytes | None:
 
 
 def import_openvino() -> Any:
-    """OpenVINO, which is not needed otherwise."""
+    """OpenVINO, which is not needed otherwise; its tools and NNCF would report their use over the network."""
+    try:
+        telemetry = importlib.import_module("openvino_telemetry").Telemetry
+    except ImportError:
+        pass
+    else:
+        for name in ("start_session", "end_session", "send_event", "send_error", "send_stack_trace"):
+            setattr(telemetry, name, lambda *_, **__: None)
     try:
         return importlib.import_module("openvino")
     except ImportError as error:

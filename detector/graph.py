@@ -119,7 +119,8 @@ class PeopleGraph(MapsGraph):
             return people
         picks = Picks.of(priors, rows[image, k], image, people[1])
         coarse, fine, order = self.model.patches(features, picks)
-        return (*people, self.model.embed_patches(coarse, fine)[order.argsort()])
+        embeddings = self.model.embed_patches(coarse, fine)
+        return (*people, torch.zeros_like(embeddings).index_put((order,), embeddings))
 
     @property
     def outputs(self) -> dict[str, dict[int, str]]:
@@ -128,7 +129,7 @@ class PeopleGraph(MapsGraph):
         return {name: {0: "people"} for name in ("image", "boxes", "scores", "labels", *embeddings)}
 
     def _kept(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-        """Candidates that survive suppression: (B, K) int64, 1 or 0."""
+        """Candidates that survive suppression: (B, K) float32, 1 or 0: not every runtime adds up integers."""
         if torch.onnx.is_in_onnx_export():
             by_class = scores[:, None].where(
                 labels[:, None] == torch.arange(self.classes, device=labels.device)[:, None], -1.0
@@ -143,7 +144,7 @@ class PeopleGraph(MapsGraph):
                 boxes[image, k] + group * (2.0 * boxes.abs().max().double()), scores[image, k].double(), self.nms_thresh
             )
             image, k = image[keep], k[keep]
-        return torch.zeros_like(labels).index_put((image, k), torch.ones_like(k))
+        return torch.zeros_like(scores).index_put((image, k), torch.ones_like(scores[image, k]))
 
 
 class _OnnxSuppression(torch.autograd.Function):

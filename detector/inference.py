@@ -148,6 +148,8 @@ class Detector:
         self._people = None
         if engine == "onnxruntime" and not patches:
             self._people = people_session(model, *self._limits)
+        else:
+            _ = self._forward  # made here, not by several threads at once
 
     @functools.cached_property
     def _forward(self) -> Forward:

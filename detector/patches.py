@@ -167,12 +167,18 @@ class TrackedBoxes:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "patches"}
 
     def save(self, path: Path) -> None:
-        """Write a file that is there whole or not at all."""
+        """Write a file that is there whole or not at all.
+
+        Raises:
+            OSError: it cannot be written; an earlier file of that name is as it was.
+        """
         tensors = self._columns | {f"patches.{name}": part for name, part in self.patches.tensors.items()}
         temporary = path.with_name(path.name + ".partial")
         try:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
             temporary.replace(path)
+        except (SafetensorError, OSError) as error:
+            raise OSError(f"{path}: cannot be written ({error})") from error
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -49,7 +49,7 @@ def build_engine(onnx: Path, target: Path, manifest: str, usual: tuple[int, int]
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx)):
         faults = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
-        raise ValueError(f"{target}: TensorRT {trt.__version__} cannot read the graph ({faults})")
+        raise ValueError(f"TensorRT {trt.__version__} cannot read the graph ({faults})")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is to mean fp32: boxes are to agree
@@ -57,10 +57,10 @@ def build_engine(onnx: Path, target: Path, manifest: str, usual: tuple[int, int]
     shapes = ((batch, height, width, 3) for batch, (width, height) in ((1, (32, 32)), (1, usual), (MAX_BATCH, largest)))
     profile.set_shape(INPUT, *shapes)
     if config.add_optimization_profile(profile) < 0:
-        raise ValueError(f"{target}: TensorRT refused inputs from 32x32 to {largest[0]}x{largest[1]} pixels")
+        raise ValueError(f"TensorRT refused inputs from 32x32 to {largest[0]}x{largest[1]} pixels")
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise ValueError(f"{target}: TensorRT could not build the engine ({logger.last})")
+        raise ValueError(f"TensorRT {trt.__version__} could not build the engine ({logger.last})")
     notes = manifest.encode()
     target.write_bytes(MAGIC + len(notes).to_bytes(_LENGTH, "little") + notes + bytes(memoryview(plan)))
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tracker.challenge import CLASS_AVERAGED, COMBINED, Task, find_tasks
 from tracker.comparison import Compared
+from tracker.console import hold_signals
 from tracker.metrics import Figures, class_average, combine, sequence_figures
 from tracker.mot import MotRows, line_of, read_mot
 from tracker.preprocessing import (
@@ -82,7 +83,9 @@ def map_tasks(function: Callable[[Task], Answer], tasks: Sequence[Task], process
     several = max(1, min(3, len(tasks) // (2 * processes)))
     with ProcessPoolExecutor(processes, initializer=_leave_signals) as pool:
         try:
-            yield from pool.map(function, tasks, chunksize=several)
+            with hold_signals():  # what is raised while a process forks is lost, and with it a lock
+                answers = pool.map(function, tasks, chunksize=several)
+            yield from answers
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():  # they would finish what they are at first

@@ -100,9 +100,6 @@ def test_patches_are_varied_by_the_generator_alone() -> None:
     assert first.fine.dtype == torch.float32
     assert torch.equal(vary(patches, AdaptConfig(mirror=0), generator()).fine, patches.fine)
     assert torch.equal(vary(patches, AdaptConfig(mirror=1), generator()).fine, patches.fine.flip(-1))
-    noisy = vary(patches, AdaptConfig(mirror=0, noise=0.1), generator()).fine / patches.fine
-    assert noisy.nanmean().item() == pytest.approx(1, abs=0.01)
-    assert (noisy[noisy.isfinite()]).std().item() == pytest.approx(0.1, rel=0.1)
 
 
 def neck_training(model, config: AdaptConfig) -> tuple[NeckTraining, torch.Tensor]:
@@ -134,28 +131,6 @@ def test_the_neck_learns_and_detection_is_held(model) -> None:
     assert not any(name.startswith(("backbone.", "heads.")) for name in changed)
     assert not any(".spread." in name or ".detect." in name or "running" in name for name in changed)
     assert set(learned_state(model, config)) >= changed
-
-
-def test_drift_is_what_loops_find() -> None:
-    """The weighted squared distance of raw detections, prior by prior."""
-    model = lively_model(embedding_dim=16)
-    training, _ = neck_training(model, AdaptConfig(part="neck", detection=2.0, hold=0))
-    old = torch.cat([model.flatten(model(pictures(3)[i : i + 1])[0]) for i in range(3)])
-    with torch.no_grad():
-        for parameter in model.pyramid.parameters():
-            parameter *= 1.05
-    new = torch.cat([model.flatten(model(pictures(3)[i : i + 1])[0]) for i in range(3)])
-    total = weights = 0.0
-    for was, now in zip(old.flatten(0, 1).double(), new.flatten(0, 1).double(), strict=True):
-        weight = (was[4].sigmoid() * was[5].sigmoid()).item() + 0.01
-        total += weight * (now - was).square().mean().item()
-        weights += weight
-    _, terms = training.forward(torch.arange(9), generator())
-    assert terms["detection"].item() == pytest.approx(2 * total / weights, rel=1e-3)
-    score, box = training.detection_change(0.5).values()
-    sure = model.scores(old)[0] >= 0.5
-    assert score == pytest.approx((model.scores(new)[0] - model.scores(old)[0])[sure].abs().max().item(), abs=1e-5)
-    assert box > 0
 
 
 def test_frames_of_two_sizes_learn_together() -> None:
@@ -197,24 +172,6 @@ def test_the_frames_with_most_boxes_are_chosen() -> None:
     assert choose_frames(boxes, 3).tolist() == [[0, 5], [1, 5], [1, 7]]
     assert choose_frames(boxes, 1).tolist() == [[1, 5]]
     assert choose_frames(boxes, 9).tolist() == [[0, 5], [0, 9], [1, 2], [1, 5], [1, 7]]
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"min_score": 1.1}, r"min_score: expected a number in \[0, 1\], got 1.1"),
-        ({"held_out": 1.0}, r"held_out: expected a number in \[0, 1\), got 1.0"),
-        ({"frame_rate": 0.0}, "frame_rate: expected a number above 0, got 0.0"),
-        ({"hold": float("nan")}, "hold: expected 0 or more, got nan"),
-        ({"steps": 0}, "steps: expected at least 1, got 0"),
-        ({"people": 1}, "people: expected at least 2, got 1"),
-        ({"part": "tail"}, "part: expected one of head, neck, got 'tail'"),
-        ({"norm": "auto"}, "norm: expected one of frozen, train, got 'auto'"),
-    ],
-)
-def test_impossible_settings(given: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        AdaptConfig(**given)  # type: ignore[arg-type]
 
 
 # ---- the head alone -------------------------------------------------------------------------------------------------
@@ -504,7 +461,14 @@ def test_what_was_learned_makes_the_model_again(model, part: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
+        ("min_score", 1.1, r"expected a number in \[0, 1\], got 1.1"),
         ("max_cover", -0.1, r"expected a number in \[0, 1\], got -0.1"),
+        ("held_out", 1.0, r"expected a number in \[0, 1\), got 1.0"),
+        ("frame_rate", 0.0, "expected a number above 0, got 0.0"),
+        ("hold", math.nan, "expected 0 or more, got nan"),
+        ("seed", 2**32, "expected at most 4294967295, got 4294967296"),
+        ("part", "tail", "expected one of head, neck, got 'tail'"),
+        ("norm", "auto", "expected one of frozen, train, got 'auto'"),
         ("mirror", math.nan, r"expected a number in \[0, 1\], got nan"),
         ("lr", math.inf, "expected a number above 0, got inf"),
         ("neck_lr", -1.0, "expected a number above 0, got -1.0"),
@@ -512,11 +476,12 @@ def test_what_was_learned_makes_the_model_again(model, part: str) -> None:
             (name, -1, "expected 0 or more, got -1")
             for name in ("max_gap", "min_seconds", "noise", "detection", "seed")
         ),
-        *((name, 0, "expected at least 1, got 0") for name in ("epochs", "images", "sampled", "frames_per_step")),
-        ("patience", 0, "expected at least 1, got 0"),
-        *((name, 1, "expected at least 2, got 1") for name in ("boxes_per_tracklet", "max_boxes", "neck_frames")),
+        *((name, 0, "expected at least 1, got 0") for name in ("epochs", "steps", "images", "sampled")),
+        *((name, 0, "expected at least 1, got 0") for name in ("frames_per_step", "patience")),
+        *((name, 1, "expected at least 2, got 1") for name in ("people", "boxes_per_tracklet", "max_boxes")),
+        ("neck_frames", 1, "expected at least 2, got 1"),
     ],
 )
-def test_every_setting_is_checked(name: str, value: float, message: str) -> None:
+def test_every_setting_is_checked(name: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=f"{name}: {message}"):
-        AdaptConfig(**{name: value})
+        AdaptConfig(**{name: value})  # type: ignore[arg-type]

@@ -219,6 +219,14 @@ def test_files_that_are_no_model(tmp_path: Path) -> None:
     )
 
 
+def test_weights_that_are_not_finite(tmp_path: Path) -> None:
+    model = JDE()
+    model.heads[1].objectness.bias.data[0] = torch.nan
+    save_model(tmp_path / "m.safetensors", model)
+    with pytest.raises(ValueError, match=r"m\.safetensors: heads\.1\.objectness\.bias has weights that are not finite"):
+        load_model(tmp_path / "m.safetensors")
+
+
 def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "m.safetensors"
     save_model(path, lively_model())

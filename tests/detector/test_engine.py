@@ -1,6 +1,7 @@
 """ONNX Runtime and torch run the same network."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def test_packed_blocks_change_nothing(family) -> None:
         frames = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
             maps, others = (dense_forward(m, torch.device("cpu"), "torch")(frames) for m in (plain, packed))
-        for a, b in zip(sum(maps, []), sum(others, []), strict=True):
+        for a, b in zip(*(itertools.chain(*each) for each in (maps, others)), strict=True):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
