@@ -25,6 +25,10 @@ from reid.separation import agreement, separation
 from reid.tracklets import IntArray, Tracklets, sample
 
 
+class TooFewIdentitiesError(ValueError):
+    """There are fewer than two people to tell apart."""
+
+
 @dataclass(frozen=True)
 class TrackletJaccardConfig(JaccardConfig):
     """For a few boxes of each tracklet, and people who have few tracklets."""
@@ -65,7 +69,7 @@ class TrackletLabels:
             sampled boxes made before tracklets had a say.
 
         Raises:
-            ValueError: fewer than two clusters; the message says what to change.
+            TooFewIdentitiesError: fewer than two clusters; the message says what to change.
         """
         rows = sample(tracklets, self.sampled)
         compared = features
@@ -77,7 +81,7 @@ class TrackletLabels:
         alone, together = describe_labels(found), describe_labels(labels)
         if together.clusters < 2:
             reason = advice(alone, self.clusters) or "all tracklets are joined"
-            raise ValueError(f"{together.clusters} pseudo-identities, two are needed at least: {reason}")
+            raise TooFewIdentitiesError(f"{together.clusters} pseudo-identities, two are needed at least: {reason}")
         figures: dict[str, Any] = {"boxes_alone": alone.figures() | agreement(found, tracklets[rows]).figures()}
         return labels, figures | agreement(labels, tracklets).figures() | together.figures()
 
@@ -85,10 +89,10 @@ class TrackletLabels:
         """What the footage does not allow, a line each.
 
         Raises:
-            ValueError: there is one tracklet only.
+            TooFewIdentitiesError: there is one tracklet only.
         """
         if len(tracklets.sizes) < 2:
-            raise ValueError("one tracklet only: at least two people are needed, give more footage")
+            raise TooFewIdentitiesError("one tracklet only: at least two people are needed, give more footage")
         notes = []
         if contrast.method == "caccl" and len(np.unique(tracklets.camids)) < 2:
             notes.append("one camera only: the camera term is off")
@@ -139,11 +143,12 @@ def leave_out(labels: IntArray, held: NDArray[np.bool_]) -> IntArray:
     """Labels (N,) to learn from, numbered anew: boxes that are `held` out (N,) become outliers.
 
     Raises:
-        ValueError: fewer than two clusters are left.
+        TooFewIdentitiesError: fewer than two clusters are left.
     """
     left = np.where(held, -1, labels)
     inside = left >= 0
     names, left[inside] = np.unique(left[inside], return_inverse=True)
     if len(names) < 2:
-        raise ValueError("fewer than two pseudo-identities are left to learn from: hold out less, or give more footage")
+        reason = "hold out less, or give more footage"
+        raise TooFewIdentitiesError(f"fewer than two pseudo-identities are left to learn from: {reason}")
     return np.asarray(left, np.int64)

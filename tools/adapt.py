@@ -28,7 +28,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ from reid.cluster_curves import plot_clusters
 from reid.constraints import ConstraintConfig
 from reid.contrast import ContrastConfig, ContrastCriterion
 from reid.tracklet_labels import (
+    TooFewIdentitiesError,
     TrackletClusterConfig,
     TrackletJaccardConfig,
     TrackletLabels,
@@ -89,6 +91,8 @@ THUMB = (48, 96)
 """Width and height of the small picture that is kept of a box."""
 GPU_BATCH = 4
 MAX_WORKERS = 4
+MAX_CAMERAS = 1_000_000
+LOWER_RATE = ": lower adapt.lr; the best epoch is kept"
 RESUMABLE = {"epochs", "patience"}
 """Settings that may change when a run goes on."""
 FIGURES = [
@@ -105,8 +109,6 @@ FIGURES = [
     ("  people seen at once in one", "boxes_alone", "violations"),
 ]
 """What is printed of the first and the best epoch: text, part of the log's row, name."""
-
-
 SECTIONS = {
     "adapt": AdaptConfig,
     "contrast": ContrastConfig,
@@ -158,22 +160,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     cv2.setNumThreads(1)
     with stop_signals():
         try:
-            adapt(*(resume_job(args) if args.resume else new_job(args)), args)
+            if args.threads is not None and args.threads < 1:
+                raise ValueError(f"--threads: expected at least 1, got {args.threads}")
+            device, cores = torch.device(choose_device(args.device)), args.threads or available_cores()
+            job, settings = resume_job(args) if args.resume else new_job(args)
+            adapt(job, settings, args.out, device, cores, retrack=not args.no_retrack)
             return 0
-        except KeyboardInterrupt as error:
+        except (Exception, KeyboardInterrupt) as error:
             begun = (args.out / "run.json").is_file()
             return fail(error, args.debug, f"; go on with: --out {args.out} --resume" if begun else "")
-        except Exception as error:
-            return fail(error, args.debug)
 
 
 def new_job(args: argparse.Namespace) -> tuple[Job, Settings]:
     """What was asked for; everything that can be wrong with it is found before the footage is looked at."""
     if not args.video:
         raise ValueError("--video: expected footage to adapt to")
+    if len({Path(video).resolve() for video in args.video}) < len(args.video):
+        raise ValueError("--video: one is given twice: who is held out of the first is learned from in the second")
     cameras = args.cameras or list(range(1, len(args.video) + 1))
     if len(cameras) != len(args.video):
         raise ValueError(f"--cameras: expected one for each of {len(args.video)} videos, got {len(cameras)}")
+    if not all(0 <= camera < MAX_CAMERAS for camera in cameras):
+        raise ValueError(f"--cameras: expected numbers from 0 to {MAX_CAMERAS - 1}, got {' '.join(map(str, cameras))}")
     check_range(args.start, args.end)
     for name in ("run.json", "model.safetensors"):
         if (args.out / name).is_file():
@@ -212,31 +220,39 @@ def resume_job(args: argparse.Namespace) -> tuple[Job, Settings]:
     return job, settings
 
 
-def adapt(job: Job, settings: Settings, args: argparse.Namespace) -> None:
+def adapt(job: Job, settings: Settings, out: Path, device: torch.device, cores: int, *, retrack: bool = True) -> None:
     """From footage to a model."""
     config: AdaptConfig = settings["adapt"]
-    device, cores, out = torch.device(choose_device(args.device)), args.threads or available_cores(), args.out
     cpu = time.process_time()
     model = load_model(job.weights)
-    parts, footage = [], []
-    for number, video in enumerate(job.videos):
-        place = out / "boxes" / f"{number:03d}"
-        part, seen = watch(place, job, video, settings, model, device, cores)
-        parts.append(part)
-        footage.append(seen)
-    boxes = TrackedBoxes.join(parts, job.cameras)
+    boxes, footage = watch_all(job, settings, model, out, device, cores)
+    torch.set_num_threads(cores)
+    refinement = Refinement(job, settings, model, boxes, out, device)
+    refinement.run()
+    if retrack and refinement.state["best"]:
+        adapted = load_model(out / "model.safetensors")
+        for video, seen in zip(job.videos, footage, strict=True):
+            seen["after"] = asdict(look(open_footage(job, video, config), settings, adapted, device, cores))
+    report(refinement, footage, (time.process_time() - cpu) / 60)
+
+
+def watch_all(
+    job: Job, settings: Settings, model: Model, out: Path, device: torch.device, cores: int
+) -> tuple[TrackedBoxes, list[dict[str, Any]]]:
+    """Boxes to learn from, of all videos, and figures of each."""
+    config: AdaptConfig = settings["adapt"]
+    watched = [
+        watch(out / "boxes" / f"{number:03d}", job, video, settings, model, device, cores)
+        for number, video in enumerate(job.videos)
+    ]
+    footage = [seen for _, seen in watched]
+    boxes = TrackedBoxes.join([part for part, _ in watched], job.cameras)
     if boxes is None:
         raise ValueError(
             f"nobody was followed clearly for {config.min_seconds:g} s in {sum(seen['frames'] for seen in footage)} "
             "frames: give more footage, or lower adapt.min_score or adapt.min_seconds"
         )
-    torch.set_num_threads(cores)
-    state = refine(job, settings, model, boxes, out, device)
-    if not args.no_retrack:
-        adapted = load_model(out / "model.safetensors")
-        for video, seen in zip(job.videos, footage, strict=True):
-            seen["after"] = asdict(look(open_footage(job, video, config), settings, adapted, device, cores))
-    report(job, settings, state, footage, out, (time.process_time() - cpu) / 60)
+    return boxes, footage
 
 
 def watch(
@@ -279,10 +295,13 @@ def watch(
 def look(
     source: EveryNth, settings: Settings, model: Model, device: torch.device, cores: int, collect: Collect | None = None
 ) -> Seen:
-    """Detect and track footage; `collect` is given detections with patches."""
+    """Detect and track footage; `collect` is given detections with patches.
+
+    They are cut where nobody collects them, too: without, a detector may compute in another order, and differ in bits.
+    """
     workers, batch_size = (min(cores, MAX_WORKERS), 1) if device.type == "cpu" else (1, GPU_BATCH)
     torch.set_num_threads(max(1, cores // workers))
-    detector = Detector(model, device, settings["detector"], patches=collect is not None)
+    detector = Detector(model, device, settings["detector"], patches=True)
     return follow(source, detector, settings["tracker"], collect, workers=workers, batch_size=batch_size)
 
 
@@ -321,97 +340,133 @@ def read_frames(
     return boxes[rows], frames, place[rows].long().argmax(dim=1)
 
 
-def refine(
-    job: Job, settings: Settings, model: Model, boxes: TrackedBoxes, out: Path, device: torch.device
-) -> dict[str, Any]:
-    """Epochs of new pseudo-identities, then steps of contrast; the model of the best one is in `out`."""
-    config: AdaptConfig = settings["adapt"]
-    training: HeadTraining | NeckTraining
-    if config.part == "neck":
-        boxes, frames, place = read_frames(job, settings, model, boxes)
-        training = NeckTraining(model, boxes, frames, place, config, device)
-    else:
-        training = HeadTraining(model, boxes, config, device)
-    tracklets = Tracklets(boxes.tracks.numpy(), boxes.seconds.numpy(), boxes.camids.numpy())
-    held = np.zeros(len(boxes), bool)
-    if config.held_out and len(tracklets.boxes_together()):
-        held = hold_out(tracklets, config.held_out, config.seed)
-    labelling = TrackletLabels(config.sampled, settings["jaccard"], settings["clusters"], settings["constraints"])
-    for note in labelling.limits(tracklets, settings["contrast"]):
-        say(f"note: {note}")
-    criterion, optimizer = ContrastCriterion(settings["contrast"]), make_optimizer(model, config)
-    # What a run goes on from: the epochs that are over, and of the best one so far the weights and labels.
-    state: dict[str, Any] = {"step": 0, "log": [], "best": 0, "parts": {}}
-    if (out / "last.pt").is_file():
-        state = read_checkpoint(out / "last.pt")
-        model.load_state_dict(state["parts"]["now"], strict=False)
-        optimizer.load_state_dict(state["optimizer"])
-    log: list[dict[str, Any]] = state["log"]
-    bar = tqdm(total=config.epochs, initial=state["step"], desc="refining", unit="epoch", disable=None)
-    for epoch in range(state["step"], config.epochs + 1):
-        started = time.perf_counter()
-        features = training.describe()
-        moved = float((1 - (features * training.before).sum(dim=1)).mean())
-        labels, figures = labelling.find(features, tracklets)
-        log.append({"epoch": epoch, "moved": moved, **separations(features, tracklets, held), **figures})
-        write_text(out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in log))
+class Refinement:
+    """A model that learns from tracked boxes: epochs of new pseudo-identities, then steps of contrast.
+
+    Attributes:
+        state: all that a run goes on from: how many epochs are over (`step`), their `log`, weights of `now`, and number
+            (`best`), weights and labels of the best one, whose model is in `out`.
+    """
+
+    def __init__(
+        self, job: Job, settings: Settings, model: Model, boxes: TrackedBoxes, out: Path, device: torch.device
+    ) -> None:
+        self.job, self.settings, self.model, self.out, self.device = job, settings, model, out, device
+        self.config: AdaptConfig = settings["adapt"]
+        self.training: HeadTraining | NeckTraining
+        if self.config.part == "neck":
+            boxes, frames, place = read_frames(job, settings, model, boxes)
+            self.training = NeckTraining(model, boxes, frames, place, self.config, device)
+        else:
+            self.training = HeadTraining(model, boxes, self.config, device)
+        self.thumbs = boxes.thumbs.numpy()
+        self.tracklets = Tracklets(boxes.tracks.numpy(), boxes.seconds.numpy(), boxes.camids.numpy())
+        self.held = np.zeros(len(boxes), bool)
+        if self.config.held_out and len(self.tracklets.boxes_together()):
+            self.held = hold_out(self.tracklets, self.config.held_out, self.config.seed)
+        clustering = settings["jaccard"], settings["clusters"], settings["constraints"]
+        self.labelling = TrackletLabels(self.config.sampled, *clustering)
+        for note in self.labelling.limits(self.tracklets, settings["contrast"]):
+            say(f"note: {note}")
+        self.criterion, self.optimizer = ContrastCriterion(settings["contrast"]), make_optimizer(model, self.config)
+        self.state: dict[str, Any] = {"step": 0, "log": [], "best": 0, "parts": {}}
+        self.state |= {"data": job.digest, "scaler": {}, "config": {}}
+        if (out / "last.pt").is_file():
+            self.state = read_checkpoint(out / "last.pt")
+            model.load_state_dict(self.state["parts"]["now"], strict=False)
+            self.optimizer.load_state_dict(self.state["optimizer"])
+
+    def run(self) -> None:
+        """The epochs that are left, until none gets better, then pictures of all."""
+        state, epochs = self.state, self.config.epochs
+        with tqdm(total=epochs, initial=state["step"], desc="refining", unit="epoch", disable=None) as bar:
+            for epoch in range(state["step"], epochs + 1):
+                started = time.perf_counter()
+                try:
+                    features, labels = self.measure(epoch)
+                    if epoch == epochs or epoch - state["best"] >= self.config.patience:
+                        break
+                    losses = self.learn(epoch, features, leave_out(labels, self.held))
+                except TooFewIdentitiesError as error:
+                    if epoch == 0:
+                        raise
+                    say(f"note: epoch {epoch}: {error}; the best epoch before is kept")
+                    break
+                row = state["log"][-1]
+                row |= {"losses": losses, "seconds": round(time.perf_counter() - started, 3)}
+                bar.update()
+                bar.set_postfix(auc=row["held"]["auc"], people=row["clusters"], refresh=False)
+                state |= {"step": epoch + 1, "optimizer": self.optimizer.state_dict()}
+                state["parts"]["now"] = learned_state(self.model, self.config)
+                write_checkpoint(self.out / "last.pt", state)
+        plot_clusters(state["log"], self.out / "clusters.png")
+        plot_separation(state["log"], self.out / "separation.png", state["best"])
+        draw_clusters(self.out / "people.png", self.thumbs, state["labels"].numpy(), self.tracklets)
+
+    def measure(self, epoch: int) -> tuple[Tensor, NDArray[np.int64]]:
+        """Embed and cluster all boxes, (N, D) and (N,), and log how good both are; a best model is written."""
+        features, state, log = self.training.describe(), self.state, self.state["log"]
+        if not features.isfinite().all():
+            raise ValueError(f"epoch {epoch}: an embedding is not finite" + LOWER_RATE * (epoch > 0))
+        moved = float((1 - (features * self.training.before).sum(dim=1)).mean())
+        labels, figures = self.labelling.find(features, self.tracklets)
+        log.append({"epoch": epoch, "moved": moved, **separations(features, self.tracklets, self.held), **figures})
+        write_text(self.out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in log))
         if epoch == 0 or better(log[-1], log[state["best"]]):
             state |= {"best": epoch, "labels": torch.from_numpy(labels)}
-            state["parts"]["best"] = learned_state(model, config)
-            notes = {"adapted": job.weights, "epoch": epoch, "videos": job.videos, "config": dump_config(settings)}
-            save_model(out / "model.safetensors", model, notes, half=False)
-        if epoch == config.epochs or epoch - state["best"] >= config.patience:
-            break
-        labels = leave_out(labels, held)
-        criterion.rebuild(features, torch.from_numpy(labels), boxes.camids)
-        if isinstance(training, NeckTraining):
-            batches = training.batches(labels, epoch)
-        else:
-            size = config.people, config.images, config.steps
-            batches = identity_batches(labels, tracklets.camids, *size, epoch, config.seed)
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-        losses = []
-        for rows in map(torch.from_numpy, batches):
-            described, terms = training.forward(rows, generator)
-            contrast = criterion(described, rows.to(device))
-            total = criterion.total(contrast) + torch.stack(list(terms.values())).sum()
+            state["parts"]["best"] = learned_state(self.model, self.config)
+            notes = {"adapted": self.job.weights, "epoch": epoch, "videos": self.job.videos}
+            notes["config"] = dump_config(self.settings)
+            save_model(self.out / "model.safetensors", self.model, notes, half=False)
+        return features, labels
+
+    def learn(self, epoch: int, features: Tensor, labels: NDArray[np.int64]) -> dict[str, float]:
+        """The steps of an epoch on labels (N,), −1 outliers; the mean of each loss."""
+        # What is held out is in no memory, not even as an outlier that others are to be told from.
+        learned = torch.from_numpy(~self.held)
+        camids = torch.from_numpy(self.tracklets.camids)
+        self.criterion.rebuild(features[learned], torch.from_numpy(labels)[learned], camids[learned])
+        place = learned.cumsum(0) - 1
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+        losses: dict[str, list[Tensor]] = defaultdict(list)
+        for rows in map(torch.from_numpy, self.batches(epoch, labels)):
+            described, terms = self.training.forward(rows, generator)
+            contrast = self.criterion(described, place[rows].to(self.device))
+            total = self.criterion.total(contrast) + torch.stack(list(terms.values())).sum()
             if not total.isfinite():
-                raise ValueError(f"epoch {epoch}: the loss is not finite: lower adapt.lr; the best epoch is kept")
-            optimizer.zero_grad(set_to_none=True)
+                raise ValueError(f"epoch {epoch}: the loss is not finite" + LOWER_RATE)
+            self.optimizer.zero_grad(set_to_none=True)
             total.backward()
-            optimizer.step()
-            criterion.update(described.detach(), rows.to(device))
-            losses.append({name: value.detach() for name, value in {"total": total, **contrast, **terms}.items()})
-        log[-1]["losses"] = {name: float(torch.stack([each[name] for each in losses]).mean()) for name in losses[0]}
-        log[-1]["seconds"] = round(time.perf_counter() - started, 3)
-        bar.update()
-        bar.set_postfix(auc=log[-1]["held"]["auc"], people=log[-1]["clusters"], refresh=False)
-        state |= {
-            "step": epoch + 1,
-            "optimizer": optimizer.state_dict(),
-            "data": job.digest,
-            "scaler": {},
-            "config": {},
-        }
-        state["parts"]["now"] = learned_state(model, config)
-        write_checkpoint(out / "last.pt", state)
-    bar.close()
-    plot_clusters(log, out / "clusters.png")
-    plot_separation(log, out / "separation.png", state["best"])
-    draw_clusters(out / "people.png", boxes.thumbs.numpy(), state["labels"].numpy(), tracklets)
-    if isinstance(training, NeckTraining):
-        model.load_state_dict(state["parts"]["best"], strict=False)
-        state["detection"] = training.detection_change(settings["detector"].score_thresh)
-    return state
+            self.optimizer.step()
+            self.criterion.update(described.detach(), place[rows].to(self.device))
+            for name, value in {"total": total, **contrast, **terms}.items():
+                losses[name].append(value.detach())
+        return {name: float(torch.stack(values).mean()) for name, values in losses.items()}
+
+    def batches(self, epoch: int, labels: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """Rows of the boxes of each step."""
+        if isinstance(self.training, NeckTraining):
+            return self.training.batches(labels, epoch)
+        config = self.config
+        size = config.people, config.images, config.steps
+        return identity_batches(labels, self.tracklets.camids, *size, epoch, config.seed)
+
+    def detection_change(self) -> dict[str, float] | None:
+        """How far the best epoch has moved detection; None where it cannot have."""
+        if not isinstance(self.training, NeckTraining):
+            return None
+        self.model.load_state_dict(self.state["parts"]["best"], strict=False)
+        return self.training.detection_change(self.settings["detector"].score_thresh)
 
 
-def report(
-    job: Job, settings: Settings, state: Mapping[str, Any], footage: list[dict[str, Any]], out: Path, minutes: float
-) -> None:
+def report(refinement: Refinement, footage: list[dict[str, Any]], minutes: float) -> None:
     """Print what changed, and write it down."""
-    ends = before, after = [state["log"][epoch] for epoch in (0, state["best"])]
-    result = {"best_epoch": state["best"], "before": before, "after": after, "detection": state.get("detection")}
-    result |= {"footage": footage, "cpu_minutes": round(minutes, 3), **asdict(job), "config": dump_config(settings)}
+    log, best, out = refinement.state["log"], refinement.state["best"], refinement.out
+    ends = before, after = log[0], log[best]
+    change = refinement.detection_change()
+    result = {"best_epoch": best, "before": before, "after": after, "detection": change}
+    result |= {"footage": footage, "cpu_minutes": round(minutes, 3), **asdict(refinement.job)}
+    result["config"] = dump_config(refinement.settings)
     write_text(out / "report.json", json.dumps(result, indent=1) + "\n")
     lines = [(text, *(row[part][name] for row in ends)) for text, part, name in FIGURES]
     lines.append((f"pseudo-identities of {before['tracklets']} tracklets", *(row["clusters"] for row in ends)))
@@ -422,14 +477,14 @@ def report(
     for text, *values in lines:
         shown = ["-" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in values]
         print(f"{text:<44}{shown[0]:>9}{shown[1]:>9}")
-    if change := state.get("detection"):
+    if change:
         print(f"detection moved by up to {change['score']:.3f} in score and {change['box_pixels']:.1f} network pixels")
     elif again:
         same = sum(seen["detections"] == then["detections"] for seen, then in zip(footage, again, strict=True))
         print(f"detections are the same to the bit in {same} of {len(footage)} videos")
-    if state["best"] == 0:
+    if best == 0:
         print("no epoch told people apart better than before: the model is as it was")
-    print(f"{out / 'model.safetensors'}: epoch {state['best']} of {len(state['log']) - 1}, {minutes:.1f} CPU minutes")
+    print(f"{out / 'model.safetensors'}: epoch {best} of {len(log) - 1}, {minutes:.1f} CPU minutes")
 
 
 def _digest(path: str | Path) -> str:

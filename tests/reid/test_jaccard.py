@@ -1,6 +1,5 @@
 """Jaccard distances against recorded ones and against the published algorithm written with sets and loops."""
 
-import functools
 import importlib.util
 import itertools
 import sys
@@ -17,6 +16,7 @@ from sklearn.cluster import DBSCAN
 
 from reid import neighbours
 from reid.jaccard import JaccardConfig, dense_distances, jaccard_graph
+from tests.reid.reciprocals import encode_by_loops, encoded_distance
 
 # Unit rows whose products are exact in any precision and any order, so that equal distances are equal.
 EXACT = np.array(
@@ -34,26 +34,10 @@ def jaccard_by_loops(features, k1, k2, reading="published"):
     if reading == "published":
         order = order[:, :k1]  # all that the search is asked for
 
-    @functools.cache
-    def reciprocal(p, k):
-        return {int(q) for q in order[p, : k + 1] if p in order[q, : k + 1]}
-
-    weights = np.zeros((n, n))
-    for p in range(n):
-        members = set(reciprocal(p, k1))
-        for q in reciprocal(p, k1):
-            half = reciprocal(q, int(np.around(k1 / 2)))
-            if len(half & reciprocal(p, k1)) > 2 / 3 * len(half):
-                members |= half
-        for q in members:
-            weights[p, q] = np.exp(-squared[p, q])
-        weights[p] /= max(weights[p].sum(), 1e-30)
-    if k2 > 1:
-        weights = np.array([weights[order[p, :k2]].mean(axis=0) for p in range(n)])
+    weights = encode_by_loops(order, squared, k1, k2)
     distances = np.zeros((n, n))
     for p, q in itertools.permutations(range(n), 2):
-        shared = np.minimum(weights[p], weights[q]).sum()
-        distances[p, q] = 1 - shared / (2 - shared)
+        distances[p, q] = encoded_distance(weights[p], weights[q])
     return distances
 
 

@@ -1,6 +1,5 @@
 """Re-ranked distances against recorded ones and against the paper written with sets and loops."""
 
-import functools
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from reid import reranking
 from reid.ranking import evaluate_ranking
 from reid.reranking import RerankConfig, RerankedDistances
+from tests.reid.reciprocals import encode_by_loops, encoded_distance
 
 
 def rerank_by_loops(query, gallery, k1=20, k2=6, weight=0.3, power=4, unit=True):
@@ -19,32 +19,15 @@ def rerank_by_loops(query, gallery, k1=20, k2=6, weight=0.3, power=4, unit=True)
     images = np.concatenate((query, gallery)).astype(np.float64)
     if unit:
         images /= np.linalg.norm(images, axis=1, keepdims=True)
-    n = len(images)
     squared = np.array([[((a - b) ** 2).sum() for b in images] for a in images])
     distance = (squared / squared.max(axis=1, keepdims=True).clip(min=1e-30)) ** (power / 2)
     order = np.argsort(squared.round(12), axis=1, kind="stable")
 
-    @functools.cache
-    def reciprocal(p, k):
-        return {int(q) for q in order[p, : k + 1] if p in order[q, : k + 1]}
-
-    encodings = np.zeros((n, n))
-    for p in range(n):
-        members = set(reciprocal(p, k1))
-        for q in reciprocal(p, k1):
-            half = reciprocal(q, int(np.around(k1 / 2)))
-            if len(half & reciprocal(p, k1)) > 2 / 3 * len(half):
-                members |= half
-        for q in members:
-            encodings[p, q] = np.exp(-distance[p, q])
-        encodings[p] /= max(encodings[p].sum(), 1e-30)
-    if k2 > 1:
-        encodings = np.array([encodings[order[p, :k2]].mean(axis=0) for p in range(n)])
+    encodings = encode_by_loops(order, distance, k1, k2)
     result = np.zeros((len(query), len(gallery)))
     for p in range(len(query)):
         for g in range(len(gallery)):
-            shared = np.minimum(encodings[p], encodings[len(query) + g]).sum()
-            jaccard = 1 - shared / (2 - shared)
+            jaccard = encoded_distance(encodings[p], encodings[len(query) + g])
             result[p, g] = (1 - weight) * jaccard + weight * distance[p, len(query) + g]
     return result
 

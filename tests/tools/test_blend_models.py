@@ -1,6 +1,4 @@
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -11,20 +9,14 @@ from safetensors import safe_open
 
 from detector import load_model, save_model
 from tests.detector.scenes import lively_darknet, lively_model
+from tests.tools.conftest import call_tool, load_tool
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "blend_models.py"
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("blend_models_tool", TOOL)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["blend_models_tool"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("blend_models")
 
 
 @pytest.fixture
@@ -32,11 +24,9 @@ def run(tool: ModuleType, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> 
     """The tool in this process: two models in files and options -> (status, stdout, stderr)."""
 
     def call(base: object, other: object, *argv: object) -> tuple[int, str, str]:
-        capfd.readouterr()
         (tmp_path / "out.safetensors").unlink(missing_ok=True)
         files = ("--base", base, "--other", other, "--out", tmp_path / "out.safetensors")
-        status = tool.main([str(a) for a in (*files, *argv)])
-        return status, *capfd.readouterr()
+        return call_tool(tool, capfd, *files, *argv)
 
     return call
 

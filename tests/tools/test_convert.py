@@ -1,6 +1,5 @@
-import importlib.util
+import functools
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,8 +11,8 @@ import pytest
 from detector.layouts import open_source
 from detector.source import Source
 from tests.detector.scenes import noise
+from tests.tools.conftest import call_tool, load_tool
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert.py"
 Run = Callable[..., tuple[int, str, str]]
 OPENED = {
     "jde": "jde:{}/images.txt",
@@ -26,26 +25,14 @@ OPENED = {
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("convert_tool", TOOL)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["convert_tool"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("convert")
 
 
 @pytest.fixture
 def run(tool: ModuleType, capfd: pytest.CaptureFixture[str]) -> Run:
     """The tool in this process: arguments -> (status, stdout, stderr)."""
 
-    def call(*argv: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        status = tool.main([str(a) for a in argv])
-        captured = capfd.readouterr()
-        return status, captured.out, captured.err
-
-    return call
+    return functools.partial(call_tool, tool, capfd)
 
 
 def write_random(folder: Path, seed: int = 0, names: tuple[str, ...] = ("000001", "000002", "000005")) -> str:
@@ -240,10 +227,10 @@ def test_errors_are_one_line(run: Run, tmp_path: Path, source: str, target: str,
     assert not (tmp_path / "out").exists()
 
 
-def test_help_shows_examples(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        run("--help")
-    assert "--from mot:MOT17/train --to jde:" in capfd.readouterr().out
+def test_help_shows_examples(run: Run) -> None:
+    status, printed, _ = run("--help")
+    assert status == 0
+    assert "--from mot:MOT17/train --to jde:" in printed
 
 
 def test_a_real_sequence_there_and_back(run: Run, tmp_path: Path, shared: Path) -> None:

@@ -1,8 +1,8 @@
 """`tools/eval_mot.py` end to end: its outputs, runs of the tracker, and what it says to bad input."""
 
 import csv
+import functools
 import hashlib
-import importlib.util
 import json
 import signal
 import subprocess
@@ -16,36 +16,24 @@ import numpy as np
 import pytest
 
 from detector.checkpoint import BUNDLED
-from tests.tools.conftest import failing
+from tests.tools.conftest import TOOLS, call_tool, failing, load_tool
 from tests.tracker.clips import find_square
 from tests.tracker.test_evaluation import RESULT, TRUTH, add_sequence
 from tracker.video import VideoSource
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "eval_mot.py"
+TOOL = TOOLS / "eval_mot.py"
 
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("eval_mot_tool", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["eval_mot_tool"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("eval_mot")
 
 
 @pytest.fixture
 def call(tool, capfd):
     """The tool in this process: arguments -> (status, stdout, stderr)."""
 
-    def run(*argv):
-        try:
-            status = tool.main([str(a) for a in argv])
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        captured = capfd.readouterr()
-        return status, captured.out, captured.err
-
-    return run
+    return functools.partial(call_tool, tool, capfd)
 
 
 @pytest.fixture
@@ -204,14 +192,17 @@ def test_archive_of_results_that_are_scored_too(folders, call):
     assert err == "error: gt/B/gt/gt.txt: no such file, though other sequences have theirs"
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells when the others are at work")
 def test_interrupted_while_scoring(folders):
-    """Several processes, and a sequence large enough to be in the midst of it."""
+    """Several processes, and sequences large enough to be in the midst of them."""
     rows = "".join(f"{frame},{i},{i % 60},{i // 60},40,80,1,1,1\n" for frame in range(1, 101) for i in range(400))
     for name in "ABCD":
         add_sequence(folders / "big", name, truth=[rows], result=[rows], length=100)
     command = [sys.executable, str(TOOL), "--gt", "big/gt", "--results", "big/results", "--json", "o.json"]
     with subprocess.Popen([*command, "--processes", "2"], stderr=subprocess.PIPE, text=True) as process:
-        time.sleep(2.5)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while process.poll() is None and not children.read_text():
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         err = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and err.strip() == "interrupted"

@@ -1,6 +1,6 @@
 """`tools/eval_reid.py` end to end: figures, files, pictures, and what it says to bad input."""
 
-import importlib.util
+import functools
 import json
 import os
 import re
@@ -22,18 +22,14 @@ from reid.encoders import save_encoder
 from reid.extraction import EncoderDescriber, extract_features
 from reid.ranking import evaluate_ranking
 from tests.reid.crops import add_images, add_market, tiny_encoder
-from tests.tools.conftest import failing
+from tests.tools.conftest import TOOLS, call_tool, failing, load_tool
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "eval_reid.py"
+TOOL = TOOLS / "eval_reid.py"
 
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("eval_reid_tool", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["eval_reid_tool"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("eval_reid")
 
 
 @pytest.fixture
@@ -41,15 +37,7 @@ def call(tool, capfd):
     """The tool in this process: arguments -> (status, stdout, stderr)."""
     threads = torch.get_num_threads()
 
-    def run(*argv):
-        try:
-            status = tool.main([str(a) for a in argv])
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        captured = capfd.readouterr()
-        return status, captured.out, captured.err
-
-    yield run
+    yield functools.partial(call_tool, tool, capfd)
     torch.set_num_threads(threads)
 
 

@@ -1,6 +1,5 @@
-import importlib.util
+import functools
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -12,23 +11,17 @@ import pytest
 from detector.data import open_source, read_image
 from detector.losses import IGNORE_LABEL, NO_IDENTITY
 from tests.detector.scenes import drawn, write_people
+from tests.tools.conftest import call_tool, load_tool
 from tests.tracker.clips import SQUARE, find_square, scene, square_left, write_clip
 from tracker import Detections, FrameResult
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "pseudo_label.py"
 Run = Callable[..., tuple[int, str, str]]
 DOUBTFUL = [70.0, 4.0, 90.0, 16.0]
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pseudo_label_tool", TOOL)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["pseudo_label_tool"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("pseudo_label")
 
 
 class Finder:
@@ -48,13 +41,7 @@ def run(tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     monkeypatch.setattr(tool, "load_teacher", lambda weights: None)
     monkeypatch.setattr(tool, "Teacher", Finder)
 
-    def call(*argv: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        status = tool.main([str(a) for a in argv])
-        captured = capfd.readouterr()
-        return status, captured.out, captured.err
-
-    return call
+    return functools.partial(call_tool, tool, capfd)
 
 
 def test_people_regions_and_images(run: Run, tmp_path: Path) -> None:

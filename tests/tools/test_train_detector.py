@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import os
 import re
@@ -27,8 +26,9 @@ from reid.osnet import OSNet
 from tests.detector.scenes import lively_darknet, noise, write_people
 from tests.detector.test_annotations import write_sequence
 from tests.detector.test_published import darknet_binary, published, saved
+from tests.tools.conftest import TOOLS, call_tool, load_tool
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "train_detector.py"
+TOOL = TOOLS / "train_detector.py"
 SMALL = ["train.steps=4", "train.batch_size=2", "train.sizes=[64]", "train.save_every=2", "train.warmup=2"]
 SMALL += ["model.embedding_dim=8"]
 DARKNET = ["train.family=darknet53", "darknet53.width=0.125", "darknet53.embedding_dim=8"]
@@ -37,13 +37,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_detector_tool", TOOL)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_detector_tool"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("train_detector")
 
 
 @pytest.fixture(autouse=True)
@@ -65,12 +59,8 @@ def run(tool: ModuleType, capfd: pytest.CaptureFixture[str]) -> Run:
     """The tool in this process on the CPU: arguments -> (status, stdout, stderr)."""
 
     def call(*argv: object, small: bool = True, workers: int = 0) -> tuple[int, str, str]:
-        capfd.readouterr()
-        status = tool.main(
-            [*(sets(*SMALL) if small else []), "--device", "cpu", "--workers", str(workers), *map(str, argv)]
-        )
-        captured = capfd.readouterr()
-        return status, captured.out, captured.err
+        settings = sets(*SMALL) if small else []
+        return call_tool(tool, capfd, *settings, "--device", "cpu", "--workers", workers, *argv)
 
     return call
 

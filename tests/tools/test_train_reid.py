@@ -1,6 +1,6 @@
 """`tools/train_reid.py` end to end on people of one colour each: learning, resuming, options, bad input."""
 
-import importlib.util
+import functools
 import json
 import os
 import subprocess
@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from reid.encoders import EncoderConfig, build_encoder, load_encoder, save_encoder
+from tests.tools.conftest import TOOLS, call_tool, load_tool
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "train_reid.py"
+TOOL = TOOLS / "train_reid.py"
 SMALL = ("encoder.input_size=[64,32]", "train.batch_size=8", "train.images_per_identity=2", "train.lr=0.003")
 STEPS = 5  # of an epoch
 ONLY_TRAIN = ("--set", *SMALL, "train.batch_size=4")
@@ -22,11 +23,7 @@ ONLY_TRAIN = ("--set", *SMALL, "train.batch_size=4")
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("train_reid_tool", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_reid_tool"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("train_reid")
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +54,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def call(tool, capfd):
-    def run(*argv):
-        try:
-            status = tool.main([str(a) for a in argv])
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        captured = capfd.readouterr()
-        return status, captured.out, captured.err
-
-    return run
+    return functools.partial(call_tool, tool, capfd)
 
 
 def train(call, data, out, *settings, options=("--encoder", "osnet_x0_25"), workers=0):

@@ -1,6 +1,6 @@
 """`tools/train_reid.py` without labels, end to end on people of two colours: relabelling, resuming, bad input."""
 
-import importlib.util
+import functools
 import json
 import os
 import shutil
@@ -17,8 +17,9 @@ import torch
 import reid.caccl
 from reid.encoders import EncoderConfig, load_encoder
 from reid.pseudo_labels import cluster_graph
+from tests.tools.conftest import TOOLS, call_tool, load_tool
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "train_reid.py"
+TOOL = TOOLS / "train_reid.py"
 SMALL = (
     *("encoder.pretrained=false", "encoder.input_size=[64,32]", "encoder.pooling=average", "augmentation.erasing=0"),
     *("train.batch_size=8", "train.images_per_identity=2", "train.milestones=[]", "train.epochs=2"),
@@ -30,11 +31,7 @@ IMAGES = 2 * PEOPLE * EACH
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("train_reid_caccl_tool", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_reid_caccl_tool"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("train_reid")
 
 
 def draw(path, colours, noise, rng):
@@ -69,15 +66,7 @@ def call(tool, capfd, monkeypatch, request):
         for name in ("plot_curves", "plot_clusters"):
             monkeypatch.setattr(tool, name, lambda *_: None)
 
-    def run(*argv):
-        try:
-            status = tool.main([str(a) for a in argv])
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        captured = capfd.readouterr()
-        return status, captured.out, captured.err
-
-    return run
+    return functools.partial(call_tool, tool, capfd)
 
 
 def train(call, data, out, *settings, method="caccl", options=("--encoder", "osnet_x0_25"), workers=0):

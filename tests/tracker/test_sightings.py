@@ -120,37 +120,6 @@ def test_footage_that_breaks_off_has_been_seen_up_to_there(tmp_path: Path) -> No
         follow(Nothing(open_source(write_images(tmp_path / "images", 2)), 1), squares, TrackerConfig())
 
 
-@pytest.mark.parametrize(("start", "end", "every"), [(None, None, 3), (2, None, 4), (3, 9, 2), (1, 1, 5), (4, 200, 1)])
-def test_every_nth_frame(tmp_path: Path, start: int | None, end: int | None, every: int) -> None:
-    folder = write_images(tmp_path / "images", 20)
-    numbers = list(range(start or 1, min(end or 20, 20) + 1))[::every]
-    wanted = list(open_source(folder))
-    source = EveryNth(open_source(folder, start, end), every, end)
-    assert source.frame_count == len(numbers)
-    assert source.frame_rate == 30 / every
-    assert source.first_frame == 1
-    assert source.size == wanted[0].shape[1::-1]
-    frames = list(source)
-    source.close()
-    assert len(frames) == len(numbers)
-    assert all(np.array_equal(frame, wanted[number - 1]) for frame, number in zip(frames, numbers, strict=True))
-
-
-def test_times_of_every_nth_frame(tmp_path: Path) -> None:
-    source = EveryNth(open_source(write_clip(tmp_path / "walk.mp4", 10, rate=20)), 4)
-    assert source.frame_rate == 5
-    assert [source.timestamp for _ in source] == pytest.approx([0, 0.2, 0.4])
-    with pytest.raises(ValueError, match="every: expected at least 1, got 0"):
-        EveryNth(open_source(tmp_path / "walk.mp4"), 0)
-
-
-def test_a_camera_has_no_end_to_learn_from(tmp_path: Path) -> None:
-    source = open_source(write_images(tmp_path / "images", 2))
-    source.live = True
-    with pytest.raises(ValueError, match="images: expected a recording, got a live source"):
-        EveryNth(source, 2)
-
-
 @settings(deadline=None, max_examples=50)
 @given(
     st.lists(
