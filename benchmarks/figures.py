@@ -148,7 +148,7 @@ def markdown(document: dict[str, Any]) -> str:
     what += [f"{name} {facts[name]}" for name in NAMED if facts[name]]
     what += [f"{THREADS} {facts[THREADS]}"] if facts[THREADS] else []
     load = facts["load_average"]
-    busy = "; the machine was busy, the figures are worth little" if is_busy(facts) else ""
+    busy = "; the machine was not quiet" if is_busy(facts) else ""
     lines += [""] if missing else []
     lines.append(
         f"Medians over the repeats, in brackets half of their range. Measured by `{document['command']}` at commit "
