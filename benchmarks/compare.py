@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         regressions = sum(change.verdict in (WORSE, LOST) for change in changes)
         words = f"{len(changes)} rows, {regressions} worse or failed"
         print(f"\n{words}; A: {_commit(before)}, B: {_commit(after)}; threshold {args.threshold:g} %")
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, TypeError, OSError, KeyError) as error:
         if args.debug:
             raise
         print(f"compare: {one_line(error)}", file=sys.stderr)

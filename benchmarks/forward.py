@@ -2,15 +2,17 @@
 
     python benchmarks/forward.py
     python benchmarks/forward.py --sizes 576x320 --repeats 3 --threads 1 --json quick.json
+    python benchmarks/forward.py --device cuda --batch 1 16 --json gpu.json
 
 Yardstick, written here from the description of the published network: layers one by one in eager torch, batch norms by
 themselves, float32, planes in the usual order; every level decodes all boxes, and computes, normalises and repeats for
 every anchor the whole map of embeddings; people are then picked from that.
 
 Ours is what `Detector` runs, up to boxes and embeddings of the people kept, in float32 and, where the processor has
-instructions for it, in bfloat16. Weights are random, the picture is blurred noise; contestants take turns, medians
-count. Compared are people (float32), and the hundred boxes that score most with their embeddings, each at its own
-anchor and cell: with the weights as they are drawn, and "stirred", when predictions are spread as a trained network's.
+instructions for it, in bfloat16, on a GPU in float16. The ceiling is a product of matrices in the same numbers. Weights
+are random, the picture is blurred noise; contestants take turns, medians count. Compared are people (float32), and the
+hundred boxes that score most with their embeddings, each at its own anchor and cell: with the weights as they are drawn,
+and "stirred", when predictions are spread as a trained network's.
 """
 
 from __future__ import annotations
@@ -33,16 +35,19 @@ import torch  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from torchvision.ops import box_iou, nms  # noqa: E402
 
 from benchmarks.throughput import machine  # noqa: E402
 from detector import Detector, DetectorConfig  # noqa: E402
 from detector.darknet import OUTPUTS, DarknetConfig, DarknetJDE  # noqa: E402
 from detector.engine import Precision, multiplies_bfloat16  # noqa: E402
+from detector.inference import choose_device  # noqa: E402
 from detector.priors import STRIDES, Picks, decode_boxes  # noqa: E402
 
 SIZES = ("1088x608", "576x320")
 YARDSTICK = "eager"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PEOPLE = 30
 """People that the threshold lets through."""
 COMPARED = 100
@@ -56,9 +61,9 @@ class Published(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        """(1, 3, H, W) float32 BGR 0 to 255 -> (A, 5 + D): box xyxy in input pixels, score, unit embedding."""
+        """(B, 3, H, W) float32 BGR 0 to 255 -> (B, A, 5 + D): box xyxy in input pixels, score, unit embedding."""
         raw, maps = self.model(images)
-        return torch.cat([self.decode(*level) for level in zip(raw, maps, range(len(STRIDES)), strict=True)])
+        return torch.cat([self.decode(*level) for level in zip(raw, maps, range(len(STRIDES)), strict=True)], 1)
 
     def decode(self, raw: Tensor, reduced: Tensor, index: int) -> Tensor:
         """All of a level."""
@@ -66,13 +71,13 @@ class Published(nn.Module):
         embedding = functional.normalize(self.model.levels[index].embedding(reduced).permute(0, 2, 3, 1), dim=-1)
         embedding = embedding.unsqueeze(1).repeat(1, len(anchors), 1, 1, 1)
         height, width = raw.shape[-2:]
-        grid = raw.view(1, len(anchors), OUTPUTS, height, width).permute(0, 1, 3, 4, 2).contiguous()
+        grid = raw.view(len(raw), len(anchors), OUTPUTS, height, width).permute(0, 1, 3, 4, 2).contiguous()
         score = grid[..., 4:].softmax(-1)[..., 1:]
-        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        size = torch.tensor(anchors).view(1, -1, 1, 1, 2)
+        y, x = torch.meshgrid(*(torch.arange(n, device=raw.device) for n in (height, width)), indexing="ij")
+        size = torch.tensor(anchors, device=raw.device).view(1, -1, 1, 1, 2)
         centre = torch.stack((x, y), -1) * float(stride) + size * grid[..., :2]
         half = size * grid[..., 2:4].exp() / 2
-        return torch.cat((centre - half, centre + half, score, embedding), -1).view(-1, 5 + embedding.shape[-1])
+        return torch.cat((centre - half, centre + half, score, embedding), -1).flatten(1, 3)
 
     def people(self, rows: Tensor, score_thresh: float, nms_thresh: float) -> Tensor:
         """The rows that are kept, by falling score."""
@@ -100,66 +105,106 @@ def stirred(model: DarknetJDE, planes: Tensor) -> DarknetJDE:
     return model
 
 
-def measure(sizes: Sequence[str] = SIZES, repeats: int = 5, threads: int = 2) -> dict[str, Any]:
+def measure(
+    sizes: Sequence[str] = SIZES, repeats: int = 5, threads: int = 2, device: str = "cpu", batches: Sequence[int] = (1,)
+) -> dict[str, Any]:
     """Everything that is written to the JSON file, from the options of `main`."""
     facts = machine()
     torch.set_num_threads(threads)
-    results = [measure_size(*map(int, size.split("x")), repeats) for size in sizes]
-    rows = [row for result in results for row in result["rows"]]
-    agreement = [each for result in results for each in result["agreement"]]
-    return {"threads": threads, "repeats": repeats, "rows": rows, "agreement": agreement, "machine": facts}
+    place = choose_device(device)
+    results = [measure_size(*map(int, size.split("x")), repeats, place, batches) for size in sizes]
+    return {
+        "threads": threads,
+        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu",
+        "repeats": repeats,
+        "rows": [row for result in results for row in result["rows"]],
+        "ceiling_gflops": {each: ceiling(DTYPES[each], place) for each in ("fp32", *precisions(place))},
+        "agreement": [each for result in results for each in result["agreement"]],
+        "machine": facts,
+    }
 
 
 @torch.inference_mode()
-def measure_size(width: int, height: int, repeats: int) -> dict[str, Any]:
+def measure_size(width: int, height: int, repeats: int, device: torch.device, batches: Sequence[int]) -> dict[str, Any]:
     """Times and agreement at one input size."""
     torch.manual_seed(0)
     frame = picture(height, width)
-    planes = torch.from_numpy(frame).permute(2, 0, 1)[None].float().contiguous()
-    model = DarknetJDE(DarknetConfig(input_size=(width, height))).eval()
+    planes = torch.from_numpy(frame).permute(2, 0, 1)[None].float().contiguous().to(device)
+    model = DarknetJDE(DarknetConfig(input_size=(width, height))).eval().to(device)
     published = Published(model)
     size = f"{width}x{height}"
     agreement = [{"input": size, "weights": "random", **compare(published, frame, planes)}]
+    with FlopCounterMode(display=False) as counter:
+        model(planes)
+    gflop = counter.get_total_flops() / 1e9
 
-    thresh = threshold(published, published(planes))
-    contestants: dict[str, Callable[[], Any]] = {
-        YARDSTICK: lambda: published.people(published(planes), thresh, model.nms_thresh)
-    }
-    for precision in precisions():
-        detector = detector_for(model, precision, thresh)
-        contestants[f"ours, {precision}"] = lambda detector=detector: detector([frame])
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(repeats + 1):
-        for name, run in contestants.items():
-            began = time.perf_counter()
-            run()
-            if turn:  # the first is for warming up
-                times[name].append((time.perf_counter() - began) * 1e3)
-    medians = {name: median(each) for name, each in times.items()}
-    rows = [
-        {
-            "input": size,
-            "contestant": name,
-            "milliseconds": medians[name],
-            "milliseconds_of_runs": each,
-            "speedup": medians[YARDSTICK] / medians[name],
+    thresh = threshold(published, published(planes)[0])
+    detectors = {each: detector_for(model, each, thresh, device) for each in precisions(device)}
+    rows = []
+    for batch in batches:
+        images, frames = planes.repeat(batch, 1, 1, 1), [frame] * batch
+        contestants: dict[str, Callable[[], Any]] = {
+            YARDSTICK: lambda images=images: [
+                published.people(rows, thresh, model.nms_thresh).cpu() for rows in published(images)
+            ],
+            **{
+                f"ours, {detector.config.precision}": lambda detector=detector, frames=frames: detector(frames)
+                for detector in detectors.values()
+            },
         }
-        for name, each in times.items()
-    ]
-    del contestants
+        times = take_turns(contestants, repeats)
+        medians = {name: median(each) for name, each in times.items()}
+        rows += [
+            {
+                "input": size if batch == 1 else f"{size}, batch {batch}",
+                "contestant": name,
+                "milliseconds": medians[name],
+                "milliseconds_of_runs": each,
+                "speedup": medians[YARDSTICK] / medians[name],
+                "frames_per_second": 1e3 * batch / medians[name],
+                "gflops": batch * gflop / medians[name] * 1e3,
+            }
+            for name, each in times.items()
+        ]
     stirred(model, planes)
     agreement.append({"input": size, "weights": "stirred", **compare(published, frame, planes)})
     return {"rows": rows, "agreement": agreement}
 
 
-def precisions() -> tuple[Precision, ...]:
-    """What this processor has instructions for."""
+def take_turns(contestants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of each; the first turn is for warming up. All of them end with results on the CPU."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(repeats + 1):
+        for name, run in contestants.items():
+            began = time.perf_counter()
+            run()
+            if turn:
+                times[name].append((time.perf_counter() - began) * 1e3)
+    return times
+
+
+@torch.inference_mode()
+def ceiling(dtype: torch.dtype, device: torch.device, side: int = 4096) -> float:
+    """GFLOP/s of a product of two square matrices, the best of five."""
+    first, second = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):
+        began = time.perf_counter()
+        float((first @ second)[0, 0])  # which waits for the device
+        best = min(best, time.perf_counter() - began)
+    return 2 * side**3 / best / 1e9
+
+
+def precisions(device: torch.device) -> tuple[Precision, ...]:
+    """What this device has instructions for."""
+    if device.type == "cuda":
+        return ("fp32", "fp16")
     return ("fp32", "bf16") if multiplies_bfloat16() else ("fp32",)
 
 
-def detector_for(model: DarknetJDE, precision: Precision, thresh: float) -> Detector:
+def detector_for(model: DarknetJDE, precision: Precision, thresh: float, device: torch.device) -> Detector:
     """Ours."""
-    return Detector(model, "cpu", DetectorConfig(score_thresh=thresh, engine="torch", precision=precision))
+    return Detector(model, device, DetectorConfig(score_thresh=thresh, engine="torch", precision=precision))
 
 
 def threshold(published: Published, rows: Tensor) -> float:
@@ -172,11 +217,11 @@ def threshold(published: Published, rows: Tensor) -> float:
 
 def compare(published: Published, frame: NDArray[np.uint8], planes: Tensor) -> dict[str, Any]:
     """How far ours is from the yardstick, by precision."""
-    rows = published(planes)
+    rows = published(planes)[0]
     thresh = threshold(published, rows)
     result: dict[str, Any] = {}
-    for precision in precisions():
-        detector = detector_for(published.model, precision, thresh)
+    for precision in precisions(planes.device):
+        detector = detector_for(published.model, precision, thresh, planes.device)
         result[precision] = {"used": detector.config.precision} | compare_cells(rows, detector, frame)
         if precision == "fp32":
             people = published.people(rows, thresh, published.model.nms_thresh)
@@ -188,6 +233,7 @@ def compare_people(people: Tensor, found: dict[str, Any]) -> dict[str, Any]:
     """Largest differences of people, each held against whom it overlaps most: equal scores come in any order."""
     if len(people) != len(found["scores"]):
         return {"people": len(found["scores"])}
+    people = people.cpu()
     boxes, scores, embeddings = (torch.from_numpy(np.asarray(found[n])) for n in ("boxes", "scores", "embeddings"))
     match = box_iou(people[:, :4], boxes).argmax(1)
     theirs = {"box_px": people[:, :4], "score": people[:, 4], "embedding": people[:, 5:]}
@@ -216,11 +262,13 @@ def format_table(result: dict[str, Any]) -> str:
     """Times, then agreement."""
     lines = [f"{result['threads']} threads, medians of {result['repeats']}"]
     lines += [
-        f"{row['input']:<10} {row['contestant']:<12} {row['milliseconds']:8.0f} ms  {row['speedup']:5.2f}x"
+        f"{row['input']:<20} {row['contestant']:<12} {row['milliseconds']:8.1f} ms  {row['speedup']:5.2f}x  "
+        f"{row['frames_per_second']:7.1f} frames/s  {row['gflops']:8.0f} GFLOP/s"
         for row in result["rows"]
     ]
+    lines.append("ceiling " + ", ".join(f"{k} {v:.0f} GFLOP/s" for k, v in result["ceiling_gflops"].items()))
     for each in result["agreement"]:
-        for precision in ("fp32", "bf16"):
+        for precision in DTYPES:
             if precision in each:
                 figures = ", ".join(f"{k} {v:.4g}" for k, v in each[precision].items() if not isinstance(v, str))
                 lines.append(f"{each['input']:<10} {each['weights']:<8} {precision}: {figures}")
@@ -245,6 +293,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sizes", nargs="+", type=size_text, default=list(SIZES), metavar="WxH", help="input sizes")
     parser.add_argument("--repeats", type=int, default=5, help="turns (default: 5)")
     parser.add_argument("--threads", type=int, default=2, help="(default: 2)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="frames at a time (default: 1)")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "forward.json")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
@@ -252,7 +302,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in ("repeats", "threads"):
             if getattr(args, name) < 1:
                 raise ValueError(f"--{name}: expected at least 1, got {getattr(args, name)}")
-        result = measure(args.sizes, args.repeats, args.threads)
+        if min(args.batch) < 1:
+            raise ValueError(f"--batch: expected at least 1, got {min(args.batch)}")
+        result = measure(args.sizes, args.repeats, args.threads, args.device, args.batch)
         print(format_table(result))
         args.json.write_text(json.dumps(result, indent=1) + "\n")
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""All that is claimed about speed, measured in one run on this machine: ours beside a named yardstick, part by part.
+"""Speed, measured in one run on this machine: ours beside a named yardstick, part by part.
 
     python benchmarks/run.py                              # a quarter of an hour on two quiet cores
     python benchmarks/run.py --quick --json quick.json    # a minute; small sizes, good for a first look alone

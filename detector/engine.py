@@ -189,7 +189,8 @@ class Replayed:
                 self._forward(static)
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Other threads may allocate meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             outputs = self._forward(static)
         return graph, static, outputs
 

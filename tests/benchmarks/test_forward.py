@@ -23,7 +23,8 @@ def model() -> DarknetJDE:
 @torch.inference_mode()
 def test_the_yardstick_has_every_box_score_and_embedding(model: DarknetJDE) -> None:
     images = torch.from_numpy(picture(128, 192)).permute(2, 0, 1)[None].float()
-    rows = Published(model)(images)
+    rows, again = Published(model)(images.repeat(2, 1, 1, 1))
+    torch.testing.assert_close(again, rows)
     raw, features = model(images)
     flat, priors = model.flatten(raw)[0], model.priors(raw)
     assert rows.shape == (len(flat), 5 + 16)
@@ -55,7 +56,10 @@ def test_the_command_writes_what_it_prints(
     out = tmp_path / "forward.json"
     threads = torch.get_num_threads()
     try:
-        assert main(["--sizes", "192x128", "--repeats", "2", "--threads", "1", "--json", str(out)]) == 0
+        assert (
+            main(["--sizes", "192x128", "--repeats", "2", "--threads", "1", "--batch", "1", "2", "--json", str(out)])
+            == 0
+        )
     finally:
         torch.set_num_threads(threads)
     result = json.loads(out.read_text())
@@ -63,6 +67,8 @@ def test_the_command_writes_what_it_prints(
     first, second = result["rows"][:2]
     assert second["speedup"] == pytest.approx(first["milliseconds"] / second["milliseconds"])
     assert len(first["milliseconds_of_runs"]) == 2
+    assert [row["input"] for row in result["rows"]][-1] == "192x128, batch 2"
+    assert result["ceiling_gflops"]["fp32"] > 1
     assert {each["weights"] for each in result["agreement"]} == {"random", "stirred"}
     assert "192x128" in capsys.readouterr().out
 
@@ -73,4 +79,8 @@ def test_impossible_options_are_refused(capsys: pytest.CaptureFixture[str]) -> N
             size_text(text)
     assert main(["--repeats", "0"]) == 2
     assert "--repeats: expected at least 1, got 0" in capsys.readouterr().err
+    assert main(["--batch", "0"]) == 2
+    assert "--batch: expected at least 1, got 0" in capsys.readouterr().err
+    assert main(["--device", "tpu"]) == 2
+    assert "device: expected auto, cpu, cuda or cuda:N, got 'tpu'" in capsys.readouterr().err
     assert np.ptp(picture(64, 96)) > 100
