@@ -11,8 +11,8 @@ every anchor the whole map of embeddings; people are then picked from that.
 Ours is what `Detector` runs, up to boxes and embeddings of the people kept, in float32 and, where the processor has
 instructions for it, in bfloat16, on a GPU in float16. The ceiling is a product of matrices in the same numbers. Weights
 are random, the picture is blurred noise; contestants take turns, medians count. Compared are people (float32), and the
-hundred boxes that score most with their embeddings, each at its own anchor and cell: with the weights as they are drawn,
-and "stirred", when predictions are spread as a trained network's.
+hundred boxes that score most with their embeddings, each at its own anchor and cell: with weights as they are drawn and
+"stirred", when predictions are spread as a trained network's.
 """
 
 from __future__ import annotations
