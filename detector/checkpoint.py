@@ -79,9 +79,13 @@ def load_model(path: str | Path | None = None) -> JDE | DarknetJDE:
     path = BUNDLED if path is None else Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such weights file")
-    if path.suffix not in (".safetensors", ".pt", ".pth"):
-        raise ValueError(f"{path}: expected a .safetensors model, or a published JDE .pt")
-    model = _read_saved(path) if path.suffix == ".safetensors" else load_published(path)[0]
+    suffix = path.suffix.lower()
+    if suffix not in (".safetensors", ".pt", ".pth"):
+        raise ValueError(
+            f"{path}: expected a .safetensors model, or a published JDE .pt; exported models (.onnx, .xml, "
+            ".torchscript, .engine) find people in frames and are for nothing else"
+        )
+    model = _read_saved(path) if suffix == ".safetensors" else load_published(path)[0]
     for name, value in model.state_dict().items():
         if not value.isfinite().all():
             raise ValueError(f"{path}: {name} has weights that are not finite")

@@ -8,6 +8,7 @@ read only where their own suffix is given: load none that a stranger made.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -26,7 +27,7 @@ import torchvision  # noqa: F401 - TorchScript archives use its operators
 from numpy.typing import NDArray
 
 from detector.checkpoint import build_model
-from detector.graph import INPUT, GraphKind
+from detector.graph import INPUT, BoxesGraph, GraphKind, MapsGraph, PeopleGraph
 from detector.inference import DetectorConfig, by_image, check_frame, choose_device, letterbox_batch
 from detector.tensorrt_engine import open_plan, split_engine
 
@@ -58,7 +59,7 @@ class Manifest:
     input_size: int
     """Long side of the network input in pixels, unless told otherwise when it is run."""
     score_thresh: float
-    """People who score lower are not in what a "people" graph returns; nor is anybody else beyond the next two."""
+    """People who score lower are left out, as are those whom the next two settings leave out."""
     nms_thresh: float
     """Of two boxes whose IoU is higher, the one that scores lower is dropped."""
     max_detections: int
@@ -80,20 +81,53 @@ class Manifest:
         if not text:
             raise ValueError(f"{path}: expected a model that tools/export.py wrote, found no {FORMAT} notes in it")
         try:
-            values = json.loads(text)
-            manifest = cls(**values)
-            build_meta(manifest)
-            if manifest.graph not in get_args(GraphKind):
-                raise ValueError(f"graph {manifest.graph!r}")
-            DetectorConfig(*(values[name] for name in ("input_size", "score_thresh", "nms_thresh", "max_detections")))
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path}: unreadable {FORMAT} notes ({error})") from error
+            manifest = cls(**json.loads(text))
+            for names, kinds in _TYPES.items():
+                for name in names:
+                    value = getattr(manifest, name)
+                    if not isinstance(value, kinds) or isinstance(value, bool):
+                        raise ValueError(f"{name}: expected {kinds[-1].__name__}, got {type(value).__name__}")
+            for name, allowed in _ALLOWED.items():
+                if getattr(manifest, name) not in allowed:
+                    raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(manifest, name)!r}")
+            DetectorConfig(manifest.input_size, manifest.score_thresh, manifest.nms_thresh, manifest.max_detections)
+            _ = manifest.outputs  # which builds the network
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RuntimeError) as error:
+            raise ValueError(f"{path}: unreadable {FORMAT} notes ({_first_line(error)})") from error
         return manifest
 
     @property
     def text(self) -> str:
         """What `parse` reads."""
         return json.dumps(asdict(self))
+
+    @functools.cached_property
+    def outputs(self) -> list[str]:
+        """Names of what the graph returns, in its order."""
+        return list(graph_of(self, build_meta(self)).outputs)
+
+    def check_outputs(self, path: Path, found: Sequence[str]) -> None:
+        """Refuse a file whose graph returns something else; where no names are kept, "" stands for each.
+
+        Raises:
+            ValueError: other names, or another number.
+        """
+        names = self.outputs if any(found) else [""] * len(self.outputs)
+        if list(found) != names:
+            got = ", ".join(found) if any(found) else f"{len(found)} of them"
+            raise ValueError(
+                f"{path}: not the {self.graph} graph that its notes tell of: "
+                f"expected {len(names)} outputs, {', '.join(self.outputs)}, got {got}"
+            )
+
+
+_TYPES: dict[tuple[str, ...], tuple[type, ...]] = {
+    ("family", "graph", "precision", "weights", "weights_sha256", "device"): (str,),
+    ("model",): (dict,),
+    ("input_size", "max_detections"): (int,),
+    ("score_thresh", "nms_thresh"): (int, float),
+}
+_ALLOWED = {"graph": get_args(GraphKind), "precision": get_args(Precision), "device": ("cpu", "cuda")}
 
 
 @dataclass(frozen=True)
@@ -208,7 +242,7 @@ def load_exported(path: str | Path, device: str = "auto", config: DetectorConfig
             cannot run on that device; a runtime that is not installed; settings that are baked in otherwise.
     """
     path = Path(path)
-    if path.suffix == ".pt2":  # torch would unpickle some of it
+    if path.suffix.lower() == ".pt2":  # torch would unpickle some of it
         raise ValueError(f"{path}: a torch.export program cannot hold people, and is for other programs")
     opened = open_exported(path, device)
     if opened.manifest.graph != "people":
@@ -217,22 +251,33 @@ def load_exported(path: str | Path, device: str = "auto", config: DetectorConfig
 
 
 def open_exported(path: Path, device: str = "auto") -> Opened:
-    """Open a file with any graph; see `load_exported`. Of programs of torch.export only what was written just now."""
+    """Open a file with any graph; see `load_exported`.
+
+    Of programs of torch.export only what was written just now: torch unpickles part of a `.pt2`.
+    """
     if device != "auto":
         choose_device(device)
-    if path.suffix not in FORMATS:
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
         raise ValueError(f"{path}: expected an exported model, one of {', '.join(FORMATS)}")
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     if not path.stat().st_size:
         raise ValueError(f"{path}: empty file")
-    return FORMATS[path.suffix](path, device)
+    return FORMATS[suffix](path, device)
 
 
 def build_meta(manifest: Manifest) -> Any:
-    """The network of a manifest without its weights: for its canvas alone."""
+    """The network of a manifest without its weights: for its canvas and outputs alone."""
     with torch.device("meta"):
-        return build_model(manifest.family, manifest.model)
+        return build_model(manifest.family, manifest.model).eval()
+
+
+def graph_of(manifest: Manifest, model: Any) -> MapsGraph:
+    """The graph that a manifest describes, of a network that is ready for it."""
+    if manifest.graph == "people":
+        return PeopleGraph(model, manifest.score_thresh, manifest.nms_thresh, manifest.max_detections)
+    return (BoxesGraph if manifest.graph == "boxes" else MapsGraph)(model)
 
 
 def _open_onnx(path: Path, device: str) -> Opened:
@@ -241,9 +286,9 @@ def _open_onnx(path: Path, device: str) -> Opened:
         raise ValueError(f"device: {device} asked for, but this ONNX Runtime has no CUDA: install onnxruntime-gpu")
     on_gpu = device.startswith("cuda") or (device == "auto" and "CUDAExecutionProvider" in available)
     providers: list[Any] = ["CPUExecutionProvider"]
+    index = (torch.device(device).index if device != "auto" else None) or 0
     if on_gpu:
-        index = torch.device(device).index if device != "auto" else None
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": index or 0}))
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": index}))
     options = onnxruntime.SessionOptions()
     # As many as torch uses: whoever calls from several threads at once sets that to one.
     options.intra_op_num_threads = torch.get_num_threads()
@@ -254,7 +299,15 @@ def _open_onnx(path: Path, device: str) -> Opened:
     except Exception as error:  # its errors have no common type
         raise ValueError(f"{path}: not a readable ONNX model ({_first_line(error)})") from error
     manifest = Manifest.parse(path, session.get_modelmeta().custom_metadata_map.get(FORMAT))
-    place = torch.device("cuda" if session.get_providers()[0] == "CUDAExecutionProvider" else "cpu")
+    manifest.check_outputs(path, [output.name for output in session.get_outputs()])
+    # Where it cannot use a GPU that it was made for, ONNX Runtime takes the CPU instead.
+    on_gpu = session.get_providers()[0] == "CUDAExecutionProvider"
+    if device.startswith("cuda") and not on_gpu:
+        raise ValueError(
+            f"device: {device} asked for, but ONNX Runtime cannot use CUDA here: "
+            "does it fit the CUDA and cuDNN that are installed?"
+        )
+    place = torch.device("cuda", index) if on_gpu else torch.device("cpu")
     return Opened(manifest, lambda frames: list(session.run(None, {INPUT: frames})), "onnxruntime", place)
 
 
@@ -274,8 +327,11 @@ def _open_openvino(path: Path, device: str) -> Opened:
         raise ValueError(f"{path}: not a readable OpenVINO model ({_first_line(error)})") from error
     notes = model.get_rt_info(FORMAT).astype(str) if model.has_rt_info(FORMAT) else None
     manifest = Manifest.parse(path, notes)
+    known = [[name for name in manifest.outputs if name in output.get_names()] for output in model.outputs]
+    manifest.check_outputs(path, [names[0] if names else "an unknown one" for names in known])
     threads = torch.get_num_threads()
-    streams = max(1, min(len(os.sched_getaffinity(0)) // threads, OPENVINO_STREAMS))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    streams = max(1, min(cores // threads, OPENVINO_STREAMS))
     settings: dict[str, Any] = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads * streams}
     settings["INFERENCE_PRECISION_HINT"] = "f32"  # a processor with bf16 would use it unasked, at boxes' expense
     compiled = core.compile_model(model, "CPU", settings)
@@ -296,29 +352,37 @@ def _open_program(path: Path, device: str) -> Opened:
     place = torch.device(manifest.device if device == "auto" else device)
     if place.type != manifest.device:
         raise ValueError(f"{path}: was exported on {manifest.device} and runs there alone, got device {device}")
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{path}: was exported on cuda and runs there alone, and no CUDA device is available")
+    is_export = path.suffix.lower() == ".pt2"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of TorchScript's age
-            program: Any = (
-                torch.export.load(path).module()
-                if path.suffix == ".pt2"
-                else torch.jit.load(str(path), map_location=place)  # type: ignore[no-untyped-call]
-            )
-    except (RuntimeError, ValueError) as error:
+            program: Any
+            if is_export:
+                exported = torch.export.load(path)
+                program, count = exported.module(), len(exported.graph_signature.user_outputs)
+            else:
+                program = torch.jit.load(str(path), map_location=place)  # type: ignore[no-untyped-call]
+                kind = next(program.graph.outputs()).type()
+                count = len(kind.elements()) if kind.kind() == "TupleType" else 1
+    except (RuntimeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: not readable ({_first_line(error)})") from error
+    manifest.check_outputs(path, [""] * count)
 
     @torch.inference_mode()
     def run(frames: NDArray[np.uint8]) -> list[NDArray[Any]]:
         return [output.cpu().numpy() for output in program(torch.from_numpy(frames).to(place))]
 
-    return Opened(manifest, run, "torch.export" if path.suffix == ".pt2" else "torchscript", place)
+    return Opened(manifest, run, "torch.export" if is_export else "torchscript", place)
 
 
 def _open_engine(path: Path, device: str) -> Opened:
     notes, plan = split_engine(path)
     manifest = Manifest.parse(path, notes)
     place = torch.device("cuda" if device == "auto" else device)
-    run, max_batch = open_plan(path, plan, place)
+    run, outputs, max_batch = open_plan(path, plan, place)
+    manifest.check_outputs(path, outputs)
     return Opened(manifest, run, "tensorrt", place, max_batch)
 
 
@@ -329,7 +393,7 @@ def _zipped(path: Path, name: str) -> bytes | None:
             for entry in archive.infolist():
                 if entry.filename.endswith(f"/extra/{name}") and entry.file_size <= MAX_NOTES:
                     return archive.read(entry)
-    except (zipfile.BadZipFile, OSError) as error:
+    except Exception as error:  # of what cannot be unpacked: its errors have no common type
         raise ValueError(f"{path}: not a readable archive of torch ({_first_line(error)})") from error
     return None
 

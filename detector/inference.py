@@ -273,7 +273,7 @@ def load_detector(
     """
     from detector.exported import FORMATS, load_exported  # which needs this module
 
-    if weights is not None and Path(weights).suffix in FORMATS:
+    if weights is not None and Path(weights).suffix.lower() in FORMATS:
         return load_exported(weights, device, config)
     return Detector(load_model(weights), choose_device(device), config)
 

@@ -83,8 +83,8 @@ def split_engine(path: Path) -> tuple[bytes, bytes]:
 
 def open_plan(
     path: Path, plan: bytes, device: torch.device
-) -> tuple[Callable[[NDArray[np.uint8]], list[NDArray[Any]]], int]:
-    """Make a serialised engine callable: letterboxed frames (B, H, W, 3) uint8 -> its outputs; and the largest B.
+) -> tuple[Callable[[NDArray[np.uint8]], list[NDArray[Any]]], list[str], int]:
+    """Make a serialised engine callable: letterboxed frames (B, H, W, 3) uint8 -> its outputs; their names, largest B.
 
     Calls from several threads wait for each other.
 
@@ -95,11 +95,11 @@ def open_plan(
         raise ValueError(f"{path}: a TensorRT engine runs on CUDA devices alone, got device {device}")
     trt = import_tensorrt()
     logger = _logger(trt)
-    torch.cuda.set_device(device)
-    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
-    if engine is None:
-        raise ValueError(f"{path}: not an engine for TensorRT {trt.__version__} and this GPU ({logger.last})")
-    context = engine.create_execution_context()
+    with torch.cuda.device(device):  # "cuda" without a number is the current one
+        engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+        if engine is None:
+            raise ValueError(f"{path}: not an engine for TensorRT {trt.__version__} and this GPU ({logger.last})")
+        context = engine.create_execution_context()
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     outputs = {name: _allocator(trt, device) for name in names if name != INPUT}
     for name, output in outputs.items():
@@ -122,7 +122,7 @@ def open_plan(
             stream.synchronize()
             return [output.array(dtypes[name]) for name, output in outputs.items()]
 
-    return run, largest[0]
+    return run, list(outputs), largest[0]
 
 
 def import_tensorrt() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,8 +15,8 @@ from torch.export import Dim
 
 from detector.darknet import DarknetJDE
 from detector.engine import fused, lowered
-from detector.exported import EXTRA, FORMAT, Manifest, import_openvino
-from detector.graph import BoxesGraph, MapsGraph, PeopleGraph, to_onnx
+from detector.exported import EXTRA, FORMAT, Manifest, graph_of, import_openvino
+from detector.graph import MapsGraph, to_onnx
 from detector.inference import MAX_INPUT_SIZE
 from detector.model import JDE
 from detector.priors import STRIDES
@@ -29,9 +30,7 @@ def make_graph(model: AnyJDE, manifest: Manifest, device: torch.device | str = "
     ready = fused(model).to(device)
     if manifest.precision == "fp16":
         ready = lowered(ready, torch.float16)
-    if manifest.graph == "people":
-        return PeopleGraph(ready, manifest.score_thresh, manifest.nms_thresh, manifest.max_detections)
-    return (BoxesGraph if manifest.graph == "boxes" else MapsGraph)(ready)
+    return graph_of(manifest, ready)
 
 
 def write_onnx(model: AnyJDE, manifest: Manifest, path: Path) -> None:
@@ -52,10 +51,10 @@ def write_openvino(model: AnyJDE, manifest: Manifest, path: Path) -> None:
         ValueError: OpenVINO is not installed.
     """
     openvino = import_openvino()
-    step = path.with_suffix(".onnx")
-    to_onnx(make_graph(model, replace(manifest, precision="fp32")), step)
-    converted = openvino.convert_model(step)
-    step.unlink()
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+        step = Path(folder) / "step.onnx"
+        to_onnx(make_graph(model, replace(manifest, precision="fp32")), step)
+        converted = openvino.convert_model(step)
     converted.set_rt_info(manifest.text, FORMAT)
     openvino.save_model(converted, path, compress_to_fp16=manifest.precision == "fp16")
 
@@ -95,12 +94,12 @@ def write_tensorrt(model: AnyJDE, manifest: Manifest, path: Path) -> None:
     Raises:
         ValueError: no TensorRT or no GPU, or a graph that cannot be built.
     """
-    step = path.with_suffix(".onnx")
-    write_onnx(model, manifest, step)
     wide, high, square = (model.canvas(*shape, manifest.input_size) for shape in ((9, 16), (16, 9), (9, 9)))
     largest = max(wide.width, square.width), max(high.height, square.height)
-    build_engine(step, path, manifest.text, (wide.width, wide.height), largest)
-    step.unlink()
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+        step = Path(folder) / "step.onnx"
+        write_onnx(model, manifest, step)
+        build_engine(step, path, manifest.text, (wide.width, wide.height), largest)
 
 
 WRITERS: dict[str, tuple[str, Callable[[Any, Manifest, Path], None]]] = {

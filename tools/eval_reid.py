@@ -53,7 +53,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from configs import load_config
-from detector import Detector, DetectorConfig, load_detector
+from detector import Detector, DetectorConfig, load_model
 from detector.checkpoint import BUNDLED
 from detector.crops import describe_crops
 from reid.check import summary
@@ -379,7 +379,7 @@ def open_model(args: argparse.Namespace, device: torch.device) -> Model:
     if is_detector(args):
         file = Path(args.weights.partition(":")[2] or BUNDLED)
         config = load_config(None, args.overrides, {"detector": DetectorConfig}, others=list(SECTIONS))["detector"]
-        detector = load_detector(file, str(device), config)
+        detector = Detector(load_model(file), device, config)
         if not detector.model.config.embedding_dim:
             raise ValueError(f"{file}: expected a detector with an embedding branch, this one has none")
         settings = {"canvas": CANVAS, **dataclasses.asdict(detector.config), **settings}

@@ -12,8 +12,9 @@ Then, with nothing else of the model:
     python tools/track.py --weights exported/nano.onnx --video in.mp4
 
 Formats: onnx (.onnx; ONNX Runtime), openvino (.xml with a .bin beside it), torchscript (.torchscript), torch-export
-(.pt2; boxes and maps only), tensorrt (.engine; where TensorRT 10 and a GPU are, and for that kind of GPU alone).
-Batch and size of the frames stay free.
+(.pt2; boxes and maps only: torch.export cannot hold people, whose number it would have to know), tensorrt (.engine;
+where TensorRT 10 and a GPU are, and for that kind of GPU alone). Batch and size of the frames stay free; TensorRT takes
+at most 16 frames at once, no larger than --input-size.
 
 Graphs take letterboxed frames (B, H, W, 3) uint8 BGR, H and W multiples of 32, as `frames`, and return
 
@@ -40,6 +41,7 @@ import os
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -77,6 +79,8 @@ from tracker.video import Frame
 INT8_FORMATS = ("onnx", "openvino")
 DRAWN_FRAMES = 4
 CALIBRATION_FRAMES = 128
+CHECK_FRAMES = 20
+PEOPLE_OPTIONS = ("score_thresh", "nms_thresh", "max_detections", "tolerance")
 # Largest box error in pixels and lowest cosine of embeddings that pass, and how many people in a hundred may be
 # reported by one alone: those whose score is a hair from the threshold.
 TOLERANCES = {"fp32": (0.01, 0.9999, 1.0), "fp16": (5.0, 0.99, 5.0), "int8": (64.0, 0.5, 25.0)}
@@ -115,7 +119,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--frames",
         type=int,
-        default=20,
+        default=CHECK_FRAMES,
         metavar="N",
         help="frames of each, spread over its start (default %(default)d)",
     )
@@ -158,6 +162,17 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError("--format: a torch-export program cannot hold people: give --graph boxes or maps")
     if args.graph != "people" and (args.data or args.gt):
         raise ValueError("--data, --gt: are for --graph people")
+    for option in PEOPLE_OPTIONS:
+        if args.graph != "people" and getattr(args, option) != getattr(DetectorConfig, option, None):
+            raise ValueError(f"--{option.replace('_', '-')}: is for --graph people")
+    if args.frames != CHECK_FRAMES and not args.check:
+        raise ValueError("--frames: is for the footage of --check")
+    if args.device != "cpu" and not any(name.startswith("torch") for name in args.format):
+        raise ValueError("--device: is for torchscript and torch-export")
+    if args.json and not args.json.parent.is_dir() and args.json.parent.resolve() != args.out.resolve():
+        raise ValueError(f"--json: {args.json.parent}: no such folder")
+    if args.json and args.json.is_dir():
+        raise ValueError(f"--json: {args.json}: is a folder")
     if args.calibration and not args.calibration.exists():
         raise ValueError(f"--calibration: {args.calibration}: no such file or folder")
     if args.frames < 1:
@@ -207,14 +222,16 @@ def export(args: argparse.Namespace) -> int:
         weights_sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
     )
     rows: list[Row] = []
-    failed: BaseException | None = None
+    failed: dict[str, Exception] = {}
     for name in dict.fromkeys(args.format):
         try:
             rows.append(export_one(args, name, model, manifest, reference, frames, measures, before))
-        except (ValueError, RuntimeError, OSError) as error:
-            failed = error
+        except Exception as error:  # of whichever library: the other formats do not depend on it
+            failed[name] = error
             if len(args.format) > 1:
                 say(f"error: {name}: {one_line(error)}")
+                if args.debug:
+                    traceback.print_exception(error)
     if rows:
         print_table(rows)
     if args.json:
@@ -223,11 +240,12 @@ def export(args: argparse.Namespace) -> int:
             "manifest": dataclasses.asdict(manifest),
             "frames": len(frames),
             "files": rows,
+            "failed": {name: one_line(error) for name, error in failed.items()},
         }
         args.json.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    if failed is None:
+    if not failed:
         return 0
-    return 1 if len(args.format) > 1 else fail(failed, args.debug)
+    return 1 if len(args.format) > 1 else fail(failed[args.format[0]], args.debug)
 
 
 def export_one(
@@ -310,7 +328,7 @@ def check_frames(args: argparse.Namespace) -> Iterator[Frame]:
         source = open_source(given)
         with contextlib.closing(source):
             if source.live:
-                raise ValueError(f"--check: {given}: expected a recording, got a live source")
+                raise ValueError(f"--check: {source.location}: expected a recording, got a live source")
             second = max(round(source.frame_rate or 1), 1)
             every = min(max((source.frame_count or second) // args.frames, 1), second)
             yield from itertools.islice(source, 0, every * args.frames, every)

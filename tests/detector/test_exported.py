@@ -3,6 +3,8 @@
 import concurrent.futures
 import dataclasses
 import importlib.util
+import shutil
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +15,8 @@ import pytest
 import torch
 
 from detector import Detector, DetectorConfig, load_detector
-from detector.exported import ExportedDetector, Manifest, open_exported
-from detector.tensorrt_engine import MAGIC, split_engine
+from detector.exported import EXTRA, ExportedDetector, Manifest, open_exported
+from detector.tensorrt_engine import MAGIC, open_plan, split_engine
 from detector.writers import WRITERS
 from tests.detector.scenes import lively_darknet, lively_model, noise
 
@@ -193,11 +195,24 @@ def test_a_foreign_onnx_model(shared: Path) -> None:
         ("{", "unreadable"),
         ("[]", "unreadable"),
         ('{"family": "compact"}', "unreadable"),
-        (manifest_of("compact", graph="faces").text, "unreadable .*graph 'faces'"),
+        (manifest_of("compact", graph="faces").text, "unreadable .*graph: expected one of .*, got 'faces'"),
         (manifest_of("compact", score_thresh=2).text, r"unreadable .*score_thresh: expected a number in \[0, 1\]"),
         (manifest_of("compact", score_thresh="x").text, "unreadable"),
         (manifest_of("compact").text.replace('"compact"', '"giant"'), "unreadable .*'giant'"),
         (manifest_of("compact").text.replace('"nano"', '"huge"'), "unreadable .*size: expected one of"),
+        (
+            manifest_of("compact", precision="x").text,
+            "unreadable .*precision: expected one of fp32, fp16, int8, got 'x'",
+        ),
+        (manifest_of("compact", device="abc").text, "unreadable .*device: expected one of cpu, cuda, got 'abc'"),
+        (manifest_of("compact", max_detections=1.5).text, "unreadable .*max_detections: expected int, got float"),
+        (manifest_of("compact", input_size=None).text, "unreadable .*input_size: expected int, got NoneType"),
+        (manifest_of("compact", nms_thresh=None).text, "unreadable .*nms_thresh: expected float, got NoneType"),
+        (manifest_of("compact", score_thresh=True).text, "unreadable .*score_thresh: expected float, got bool"),
+        (manifest_of("compact", weights=[1]).text, "unreadable .*weights: expected str, got list"),
+        (manifest_of("compact").text.replace('"num_classes": 1', f'"num_classes": {10**18}'), "unreadable"),
+        (manifest_of("compact").text.replace('"num_classes": 1', f'"num_classes": {10**30}'), "unreadable"),
+        ("[" * 200_000 + "]" * 200_000, "unreadable .*recursion"),
     ],
 )
 def test_manifests_that_are_none(text: str | None, match: str) -> None:
@@ -210,6 +225,84 @@ def test_a_manifest_survives_its_file() -> None:
     again = Manifest.parse(Path("m"), manifest.text)
     assert again.text == manifest.text
     assert again.max_detections == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "written_as", "claimed", "match"),
+    [
+        ("onnx", "boxes", "people", r"expected 5 outputs, image, boxes, .*, got boxes, scores"),
+        ("openvino", "boxes", "people", r"expected 5 outputs, image, boxes, .*, got boxes, scores"),
+        ("torchscript", "boxes", "people", r"expected 5 outputs, .*, got 10 of them"),
+        ("torch-export", "boxes", "people", r"expected 5 outputs, .*, got 10 of them"),
+    ],
+)
+def test_a_graph_that_is_not_what_its_notes_say(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, written_as: str, claimed: str, match: str
+) -> None:
+    path = written(folder, name, graph=written_as)
+    monkeypatch.setattr(Manifest, "parse", lambda *_: manifest_of("compact", graph=claimed))
+    with pytest.raises(ValueError, match=f"{path.name}: not the {claimed} graph that its notes tell of: {match}"):
+        open_exported(path)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_suffixes_in_capitals(folder: Path, tmp_path: Path, name: str) -> None:
+    path = written(folder, name)
+    loud = tmp_path / (path.stem + path.suffix.upper())
+    shutil.copy(path, loud)
+    if name == "openvino":
+        shutil.copy(path.with_suffix(".bin"), loud.with_suffix(".bin"))
+    assert_same(load_detector(loud)([FRAMES[0]]), load_detector(path)([FRAMES[0]]))
+
+
+def test_without_sched_getaffinity(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(folder, "openvino")
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    assert load_detector(path).config.engine == "openvino"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+@pytest.mark.filterwarnings("ignore")  # ONNX Runtime's own about the same
+def test_cuda_that_onnx_runtime_cannot_use(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(folder, "onnx")
+    monkeypatch.setattr("detector.exported.choose_device", lambda _: None)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.raises(ValueError, match="device: cuda:0 asked for, but ONNX Runtime cannot use CUDA here"):
+        load_detector(path, "cuda:0")
+    assert load_detector(path).device.type == "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_a_program_for_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "m.torchscript"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"m/extra/{EXTRA}", manifest_of("compact", device="cuda").text)
+    with pytest.raises(ValueError, match=r"m\.torchscript: was exported on cuda .* no CUDA device is available"):
+        load_detector(path)
+
+
+@pytest.mark.parametrize(("place", "value"), [("flags", b"\x01\x00"), ("method", b"\x63\x00"), ("method", b"\x08\x00")])
+def test_archives_that_cannot_be_unpacked(tmp_path: Path, place: str, value: bytes) -> None:
+    """Encrypted, packed in an unknown way, not packed as they say."""
+    path = tmp_path / "m.torchscript"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"m/extra/{EXTRA}", manifest_of("compact").text)
+    data = bytearray(path.read_bytes())
+    for header, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = data.index(header) + flags + (2 if place == "method" else 0)
+        data[at : at + 2] = value
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"m\.torchscript: not a readable archive of torch"):
+        load_detector(path)
+
+
+def test_files_beside_the_target_are_left_alone(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    other = tmp_path / "m.onnx"
+    other.write_text("mine")
+    WRITERS["openvino"][1](MODELS["compact"](), manifest_of("compact"), tmp_path / "m.xml")
+    assert other.read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.bin", "m.onnx", "m.xml"]
 
 
 def test_engine_files(tmp_path: Path) -> None:
@@ -249,6 +342,39 @@ def test_an_engine_is_built_from_the_onnx_graph(tmp_path: Path, monkeypatch: pyt
     parser.get_error.return_value = "unknown operator"
     with pytest.raises(ValueError, match=r"TensorRT 10\.0 cannot read the graph \(unknown operator\)"):
         write(MODELS["compact"](), manifest, path)
+
+
+def test_an_engine_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the current GPU, with everything that needs one stood in for."""
+    scores = torch.tensor([0.5, 0.25])
+    trt = MagicMock(ILogger=FakeLogger, IOutputAllocator=object, nptype=lambda _: np.float32)
+    engine = trt.Runtime.return_value.deserialize_cuda_engine.return_value
+    engine.num_io_tensors = 2
+    engine.get_tensor_name = ["frames", "scores"].__getitem__
+    engine.get_tensor_profile_shape.return_value = [None, None, (16, 96, 96, 3)]
+    context = engine.create_execution_context.return_value
+
+    def execute(_: object) -> bool:
+        (_, output), _ = context.set_output_allocator.call_args
+        assert output.reallocate_output("scores", 0, 8, 1) == output.memory.data_ptr()
+        output.memory[:] = scores.view(torch.uint8)
+        output.notify_shape("scores", (2,))
+        return True
+
+    context.execute_async_v3 = execute
+    empty = torch.empty
+    monkeypatch.setattr("detector.tensorrt_engine.import_tensorrt", lambda: trt)
+    monkeypatch.setattr("torch.empty", lambda *size, device, **rest: empty(*size, **rest))
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, _: tensor)
+    for name in ("device", "current_stream"):  # not set_device, which refuses "cuda" without a number
+        monkeypatch.setattr(f"torch.cuda.{name}", MagicMock())
+    run, outputs, max_batch = open_plan(Path("m.engine"), b"plan", torch.device("cuda"))
+    assert (outputs, max_batch) == (["scores"], 16)
+    (found,) = run(np.zeros((1, 64, 96, 3), np.uint8))
+    np.testing.assert_array_equal(found, scores.numpy())
+    context.set_input_shape.return_value = False
+    with pytest.raises(ValueError, match=r"m\.engine: was built for inputs up to 96x96 pixels, got 128x64"):
+        run(np.zeros((1, 64, 128, 3), np.uint8))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="is about machines without TensorRT")

@@ -375,6 +375,12 @@ def test_a_query_that_shows_nobody(folder, call):
     assert not Path("f.npz").exists()
 
 
+def test_an_exported_detector(folder, call):
+    (folder / "nano.onnx").write_text("x")
+    error = failing(call("--data", "m", "--weights", "detector:nano.onnx"))
+    assert "nano.onnx: expected a .safetensors model, or a published JDE .pt; exported models (.onnx, " in error
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

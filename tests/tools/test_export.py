@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import MagicMock
 
 import cv2
 import numpy as np
@@ -53,13 +54,15 @@ def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def options(weights: Path, footage: Path, tmp_path: Path) -> list[object]:
     """Of a small export."""
-    small = ["--input-size", 96, "--score-thresh", 0.6]
-    return ["--weights", weights, "--out", tmp_path / "out", "--check", footage, "--frames", 3, *small]
+    return ["--weights", weights, "--out", tmp_path / "out", "--check", footage, "--frames", 3, "--input-size", 96]
+
+
+PEOPLE = ["--score-thresh", 0.6]
 
 
 def test_a_file_is_written_compared_and_run(run: Run, options: list[object], footage: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    status, out, err = run(*options, "--format", "onnx", "--gt", footage, "--json", report)
+    status, out, err = run(*options, *PEOPLE, "--format", "onnx", "--gt", footage, "--json", report)
     assert status == 0, err
     path = tmp_path / "out" / "lively.onnx"
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # nothing is left behind
@@ -69,6 +72,7 @@ def test_a_file_is_written_compared_and_run(run: Run, options: list[object], foo
     assert row.startswith(str(path))
     assert row.endswith("(+0.00)")
     facts = json.loads(report.read_text())
+    assert facts["failed"] == {}
     (file,) = facts["files"]
     assert file["frames"] == 3
     assert file["people"] == file["matched"] > 10
@@ -80,7 +84,7 @@ def test_a_file_is_written_compared_and_run(run: Run, options: list[object], foo
 
 
 def test_average_precision_of_labelled_images(run: Run, options: list[object], footage: Path) -> None:
-    status, out, err = run(*options, "--format", "onnx", "--data", f"mot:{footage}")
+    status, out, err = run(*options, *PEOPLE, "--format", "onnx", "--data", f"mot:{footage}")
     assert status == 0, err
     assert "AP50" in out
     assert out.strip().endswith("(+0.00)")
@@ -90,12 +94,17 @@ def test_several_formats_and_one_that_fails(
     run: Run, tool: ModuleType, options: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
-        raise ValueError("no luck today")
+        raise LookupError("no luck today")  # as of a library whose errors are its own
 
     monkeypatch.setitem(tool.WRITERS, "torchscript", (".torchscript", broken))
-    status, out, err = run(*options, "--format", "torchscript", "onnx", "--graph", "boxes")
+    report = tmp_path / "report.json"
+    status, out, err = run(*options, "--format", "torchscript", "onnx", "--graph", "boxes", "--json", report)
     assert status == 1
-    assert "error: torchscript: no luck today" in err
+    assert "error: torchscript: LookupError: no luck today" in err
+    facts = json.loads(report.read_text())
+    assert [file["format"] for file in facts["files"]] == ["onnx"]
+    assert list(facts["failed"]) == ["torchscript"]
+    assert "no luck today" in facts["failed"]["torchscript"]
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["lively-boxes.onnx"]
     assert "max relative error" in out
 
@@ -107,7 +116,8 @@ def test_a_file_that_differs_is_not_kept(
     other = lively_model(1, embedding_dim=16)
     monkeypatch.setitem(tool.WRITERS, "onnx", (suffix, lambda model, *rest: write(other, *rest)))
     for graph in ("people", "maps"):
-        status, out, err = run(*options, "--format", "onnx", "--graph", graph, "--frames", 1)
+        given = PEOPLE if graph == "people" else []
+        status, out, err = run(*options, *given, "--format", "onnx", "--graph", graph, "--frames", 1)
         assert (status, out) == (1, "")
         assert "error: " in err
         assert "differs from the model" in err or "nothing could be compared" in err
@@ -118,7 +128,7 @@ def test_an_older_file_outlives_a_failure(run: Run, tool: ModuleType, options: l
     (tmp_path / "out").mkdir()
     old = tmp_path / "out" / "lively.onnx"
     old.write_text("old")
-    status, _, err = run(*options, "--format", "onnx", "--tolerance", 0, 1)
+    status, _, err = run(*options, *PEOPLE, "--format", "onnx", "--tolerance", 0, 1)
     assert status == 1
     assert "pixels away, expected 0" in err
     assert old.read_text() == "old"
@@ -129,7 +139,7 @@ def test_int8(
 ) -> None:
     # Few bits cost a random network more than a trained one.
     monkeypatch.setitem(tool.TOLERANCES, "int8", (1000, -1, 99))
-    status, out, err = run(*options, "--format", "onnx", "--int8", "--calibration", footage / "img1")
+    status, out, err = run(*options, *PEOPLE, "--format", "onnx", "--int8", "--calibration", footage / "img1")
     assert status == 0, err
     assert "lively-int8.onnx" in out
     assert load_detector(tmp_path / "out" / "lively-int8.onnx").config.precision == "int8"
@@ -138,7 +148,7 @@ def test_int8(
 def test_darknet(run: Run, options: list[object], tmp_path: Path) -> None:
     path = tmp_path / "dark.safetensors"
     save_model(path, lively_darknet(), half=False)
-    status, out, err = run(*options, "--weights", path, "--format", "onnx")
+    status, out, err = run(*options, *PEOPLE, "--weights", path, "--format", "onnx")
     assert status == 0, err
     assert "dark.onnx" in out
 
@@ -159,6 +169,18 @@ def test_frames_are_spread_over_the_start(tool: ModuleType, footage: Path) -> No
     assert np.array_equal(frames[1], noise(90, 120, 3))
 
 
+def test_frames_are_of_the_footage(run: Run) -> None:
+    status, _, err = run("--format", "onnx", "--frames", 3)
+    assert (status, err) == (1, "error: --frames: is for the footage of --check\n")
+
+
+def test_a_live_source_is_refused_without_its_password(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = MagicMock(live=True, location="rtsp://camera/1")
+    monkeypatch.setattr(tool, "open_source", lambda _: source)
+    with pytest.raises(ValueError, match="--check: rtsp://camera/1: expected a recording"):
+        list(tool.check_frames(argparse.Namespace(check=["rtsp://user:secret@camera/1"], frames=2)))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -169,6 +191,11 @@ def test_frames_are_spread_over_the_start(tool: ModuleType, footage: Path) -> No
         (["--format", "onnx", "--int8", "--calibration", "x"], "--calibration: x: no such file or folder"),
         (["--format", "onnx", "--int8", "--half", "--calibration", "x"], "expected either --half or --int8"),
         (["--format", "onnx", "--graph", "maps", "--gt", "x"], "--data, --gt: are for --graph people"),
+        (["--format", "onnx", "--graph", "maps", "--nms-thresh", "0.5"], "--nms-thresh: is for --graph people"),
+        (["--format", "onnx", "--graph", "boxes", "--tolerance", "1", "1"], "--tolerance: is for --graph people"),
+        (["--format", "onnx", "--device", "cuda"], "--device: is for torchscript and torch-export"),
+        (["--format", "onnx", "--json", "nowhere/r.json"], "--json: nowhere: no such folder"),
+        (["--format", "onnx", "--json", "/"], "--json: /: is a folder"),
         (["--format", "onnx", "--frames", "0"], "--frames: expected at least 1, got 0"),
         (["--format", "onnx", "--tolerance", "-1", "0.9"], "--tolerance: expected pixels and a cosine"),
         (["--format", "onnx", "--score-thresh", "2"], "score_thresh: expected a number in [0, 1], got 2.0"),
@@ -188,7 +215,7 @@ def test_what_cannot_be_is_refused_first(run: Run, tmp_path: Path, given: list[s
 def test_track_takes_an_exported_model(
     run: Run, track_tool: ModuleType, options: list[object], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(*options, "--format", "onnx", "--frames", 1)[0] == 0
+    assert run(*options, *PEOPLE, "--format", "onnx", "--frames", 1)[0] == 0
     path = tmp_path / "out" / "lively.onnx"
 
     def load(score_thresh: float | None, config: DetectorConfig) -> object:
