@@ -60,21 +60,22 @@ class Job:
             pass  # whatever is wrong with the record or the results, they are made anew
         return None
 
-    def workplace(self, attempt: int) -> Path:
+    def scratch(self, attempt: int) -> Path:
         """The folder, beside the text, in which an attempt writes."""
         return self.text.with_name(f".{self.text.stem}.part{attempt}")
 
     def clear(self) -> None:
         """Remove what attempts left behind that did not end."""
-        for left in self.text.parent.glob(f".{glob.escape(self.text.stem)}.part*"):
+        name = glob.escape(self.text.stem)
+        for left in self.text.parent.glob(f".{name}.part[0-9]"):  # not `*`: a recording may be named `a.part2`
             shutil.rmtree(left, ignore_errors=True)
 
-    def publish(self, workplace: Path, summary: dict[str, Any] | None) -> None:
+    def publish(self, scratch: Path, summary: dict[str, Any] | None) -> None:
         """Move the results to their places; `summary` makes them finished, None leaves them without a record."""
         self.record.unlink(missing_ok=True)  # first, so that it never stands beside results of two runs
         moves = ((".tracked.mp4", self.film), (".txt", self.text))
         for ending, place in moves:
-            for made in workplace.glob(f"*{ending}"):  # one at most; its name may differ where two inputs share one
+            for made in scratch.glob(f"*{ending}"):  # one at most; its name may differ where two inputs share one
                 assert place
                 made.replace(place)
         if summary is not None:
@@ -112,20 +113,20 @@ def make(track: Track, job: Job, attempt: int) -> Outcome:
     Where the input breaks off, what comes before is put there, too, as a run without an archive leaves it; it counts as
     failed.
     """
-    workplace = job.workplace(attempt)
+    scratch = job.scratch(attempt)
     job.clear()
     try:
-        workplace.mkdir()
-        summary, error = track(job.video, workplace)
+        scratch.mkdir()
+        summary, error = track(job.video, scratch)
         summary["outputs"] = [str(path) for path in (job.text, job.film) if path] if summary["frames"] else []
         if error is None or _is_input(error):
-            job.publish(workplace, summary if error is None else None)
+            job.publish(scratch, summary if error is None else None)
         if error is None:
             return Outcome(TRACKED, summary)
     except Exception as raised:
         summary, error = {}, raised
     finally:
-        shutil.rmtree(workplace, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
     trace = "".join(traceback.format_exception(error))
     return Outcome(FAILED, summary, _name(job, error), trace, not _is_input(error))
 

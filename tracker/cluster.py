@@ -27,6 +27,8 @@ from tracker.video import available_cores
 LOCAL = "local"
 """In place of an address: a Ray of our own on this machine."""
 TRIES = 3
+# Earlier ones know no token, without which anybody on this machine could give our Ray commands.
+_OLDEST_RAY = (2, 52)
 # Cores for a worker where nobody says: one decodes and writes while the other detects.
 _CORES = 2
 # Workers that share a GPU where nobody says.
@@ -64,14 +66,19 @@ def plan_work(
         largest: cores of the largest machine; a worker fits into it.
         gpus: of all machines; 0 where none is to be used.
         jobs: how many there are.
-        workers: as many as this, where the user says.
+        workers: as many as this, where the user says and there are cores for them.
         threads: for each, where the user says.
+
+    Raises:
+        ValueError: there is no core, so that every job would wait for ever.
     """
+    if cpus < 1:
+        raise ValueError("--ray: the cluster has no CPU")
     if workers is None:
         workers = max(1, cpus // (threads or _CORES))
         workers = min(workers, gpus * _GPU_WORKERS) if gpus else workers
-    workers = max(1, min(workers, jobs))
-    share = max(1, min(cpus // workers, largest))
+    workers = max(1, min(workers, jobs, cpus))
+    share = min(cpus // workers, largest)
     return Plan(workers, threads or share, share, 1 / math.ceil(workers / gpus) if gpus else 0)
 
 
@@ -150,7 +157,7 @@ def connected(address: str, modules: Sequence[ModuleType], workers: int | None =
         workers: of our own Ray, so that it takes as many, however few cores there are.
 
     Raises:
-        ValueError: Ray is not installed, or there is no cluster at the address.
+        ValueError: Ray is not installed or too old, or there is no cluster at the address.
     """
     with contextlib.ExitStack() as stack:
         # Ray prints what its daemons report, whatever it is told about logs.
@@ -198,6 +205,8 @@ def _ray() -> ModuleType:
         import ray
     except ImportError:
         raise ValueError('--ray: Ray is not installed: pip install -e ".[ray]"') from None
+    if tuple(map(int, ray.__version__.split(".")[:2])) < _OLDEST_RAY:
+        raise ValueError(f"--ray: expected Ray {'.'.join(map(str, _OLDEST_RAY))} or later, got {ray.__version__}")
     return ray
 
 

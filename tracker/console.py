@@ -56,6 +56,11 @@ def meter(doing: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
+def counted(number: int, units: str) -> str:
+    """`1 frame`, `2 frames`; `units` are in the plural."""
+    return f"{number} {units[:-1] if number == 1 else units}"
+
+
 def say(message: str) -> None:
     """Print a line on stderr without breaking a bar of progress there."""
     tqdm.write(message, file=sys.stderr)
@@ -63,8 +68,9 @@ def say(message: str) -> None:
 
 
 class _Signals:
-    """Whether a signal has to wait, the one that does, and the one that was raised as KeyboardInterrupt."""
+    """Depth of blocks, whether a signal has to wait, the one that does, and the one raised as KeyboardInterrupt."""
 
+    depth = 0
     held = False
     waiting: int | None = None
     raised: int | None = None
@@ -72,7 +78,10 @@ class _Signals:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[None]:
-    """The first Ctrl-C or termination raises KeyboardInterrupt; later ones wait until the files are closed."""
+    """The first Ctrl-C or termination raises KeyboardInterrupt; later ones wait until the files are closed.
+
+    Blocks may be nested, where a library puts its own handlers in the place of these.
+    """
     numbers = (signal.SIGINT, signal.SIGTERM)
 
     def stop(number: int, _: Any) -> None:
@@ -85,12 +94,16 @@ def stop_signals() -> Iterator[None]:
         raise KeyboardInterrupt(number)
 
     before = [signal.signal(number, stop) for number in numbers]
+    _Signals.depth += 1
     try:
         yield
     finally:
-        _Signals.raised = None
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+        _Signals.depth -= 1
+        # After a signal the outer block, if any, goes on ignoring more of them, and its `fail` knows of it.
+        if not _Signals.depth or _Signals.raised is None:
+            _Signals.raised = None
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager

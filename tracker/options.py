@@ -135,8 +135,12 @@ def check_options(args: argparse.Namespace) -> None:
         refuse(("global_ids",), "with --ray each recording is tracked by itself")
         for live in (video for video in args.video if not is_recording(video)):
             raise ValueError(f"--ray: expected recordings, got {without_secrets(live)!r}")
-        if args.ray != LOCAL and not re.fullmatch(r"[^/\s]+:\d{1,5}", args.ray):
-            raise ValueError(f"--ray: expected HOST:PORT, or nothing for this machine, got {args.ray!r}")
+        if args.ray != LOCAL:
+            match = re.fullmatch(r"[^/\s]+:([0-9]{1,5})", args.ray)
+            if match is None:
+                raise ValueError(f"--ray: expected HOST:PORT, or nothing for this machine, got {args.ray!r}")
+            if not 1 <= int(match[1]) <= 65535:
+                raise ValueError(f"--ray: expected a port from 1 to 65535, got {match[1]}")
         if args.ray_workers is not None and args.ray_workers < 1:
             raise ValueError(f"--ray-workers: expected at least 1, got {args.ray_workers}")
     else:

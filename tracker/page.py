@@ -66,7 +66,13 @@ _LOG.addHandler(logging.NullHandler())  # a stranger's broken request is nothing
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def listen(address: str) -> socket.socket:
+class Listener(socket.socket):
+    """A socket that listens, and the `host` that was asked for."""
+
+    host = ""
+
+
+def listen(address: str) -> Listener:
     """Take the port of an address, so that what is wrong with it is known before anything slow begins.
 
     Args:
@@ -86,21 +92,22 @@ def listen(address: str) -> socket.socket:
         found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
         # A name such as localhost may stand for two addresses; IPv4 is what people type.
         family, _, _, _, place = min(found, key=lambda entry: entry[0] != socket.AF_INET)
-        listener = socket.create_server(place[:2], family=family)
+        listener = Listener(fileno=socket.create_server(place[:2], family=family).detach())
     except (socket.gaierror, UnicodeError):
         raise ValueError(f"{address}: no such host") from None
     except OSError as error:
         raise ValueError(f"{address}: {_REASONS.get(error.errno or 0, error.strerror)}") from None
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)  # the viewers' sockets inherit it
+    listener.host = host
     return listener
 
 
 class Page:
     """Serves the page from a thread of its own until it is closed, and then tells the viewers that it is over.
 
-    No viewer can hold up whoever adds to the panels, nor `close` for longer than a second or two. Where it listens on
-    a loopback address, only requests for that machine's own names are answered: a website that has its name point
-    to this machine gets nothing.
+    No viewer can hold up whoever adds to the panels, nor `close` for longer than a second or two. Only requests
+    for this machine's own names and addresses, of the loopback interface where it listens there, are answered: a
+    website that has its name point to this machine gets nothing.
 
     Attributes:
         address: where to find it.
@@ -111,12 +118,16 @@ class Page:
         panels: one for each input.
     """
 
-    def __init__(self, listener: socket.socket, panels: Sequence[Panel]) -> None:
+    def __init__(self, listener: Listener, panels: Sequence[Panel]) -> None:
         host, port = listener.getsockname()[:2]
         self.public = not ipaddress.ip_address(host).is_loopback
         if ipaddress.ip_address(host).is_unspecified:
             host = socket.gethostname()
         self.address = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+        names = {"localhost", listener.host}
+        if self.public:
+            names |= {socket.gethostname(), f"{socket.gethostname()}.local", socket.getfqdn()}
+        self._names = {name.lower() for name in names}
         self._listener = listener
         self._panels = tuple(panels)
         self._files = {path: (_FOLDER / name).read_bytes() for path, name in _FILES.items()}
@@ -171,7 +182,7 @@ class Page:
 
     @web.middleware
     async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if not self.public and not _is_this_machine(request.headers.get("Host", "")):
+        if not self._is_this_machine(request.headers.get("Host", "")):
             raise web.HTTPForbidden(text="expected the name or an address of this machine as the host\n")
         answered = asyncio.get_running_loop().create_future()
         self._answering.add(answered)
@@ -180,6 +191,14 @@ class Page:
         finally:
             self._answering.remove(answered)
             answered.set_result(None)
+
+    def _is_this_machine(self, host: str) -> bool:
+        """Whether a request's host is a name or an address that no website can have; any port is fine."""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+            return name in self._names or ipaddress.ip_address(name).is_loopback or self.public
+        except ValueError:
+            return False
 
     async def _file(self, request: web.Request) -> web.Response:
         kind = _KINDS[Path(_FILES[request.path]).suffix]
@@ -254,12 +273,3 @@ async def _send_pictures(viewer: web.WebSocketResponse, index: int, panel: Panel
 
 async def _set_headers(request: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(_HEADERS)
-
-
-def _is_this_machine(host: str) -> bool:
-    """Whether a request's host is a name that only this machine's own programs have for it; any port is fine."""
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False

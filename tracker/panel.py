@@ -72,8 +72,8 @@ class Panel:
             result: the identities in it.
             dropped: frames of this input dropped so far.
         """
-        now = time.monotonic()
         with self._lock:
+            now = time.monotonic()  # in here, so that nobody has been further than this
             if self._state == "waiting":
                 self._state, self._began = "running", now
             self._frame_number, self._people, self._dropped = result.frame, len(result), dropped
@@ -129,7 +129,7 @@ class Panel:
     async def picture(self, shown: int) -> tuple[int, bytes] | None:
         """The newest picture and its number, as soon as it is another than `shown` (0: any); None when none follows.
 
-        The picture is a JPEG. Who asks seldom gets few pictures; none is kept for anybody.
+        The picture is a JPEG. Whoever asks seldom gets few pictures; none is kept for anybody.
         """
         self._loop = asyncio.get_running_loop()
         # `add` looks at `_waiting` after it has changed `_newest`: either it wakes us, or we see its picture here.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tracker.console import hold_signals, meter, one_line, progress, say
+from tracker.console import counted, hold_signals, meter, one_line, progress, say
 from tracker.global_ids import join_cameras
 from tracker.offline import OfflineConfig, refine
 from tracker.output import Output, rewritten
@@ -161,7 +161,8 @@ class Session:
         rate = f"{self._rate:.1f} frames/s (ms a frame, overlapping: {split})"
         ids = ""
         if self.joined and len(self.runs) > 1:
-            ids = "{} ids over all inputs, {} of them in several".format(*self._joined_ids())
+            joined, several = self._joined_ids()
+            ids = "{} over all inputs, {} of them in several".format(counted(joined, "ids"), several)
         return [*lines, f"{_describe(self.runs, ids)}, {rate}"]
 
     def reach(self) -> str:
@@ -170,7 +171,7 @@ class Session:
             refined = sum(run.refined for run in self.runs)
             return f" while refining; all results are complete, {refined} of {len(self.runs)} are refined"
         frames = sum(run.output.frames for run in self.runs)
-        place = f"frame {self.runs[0].output.last_frame}" if len(self.runs) == 1 else f"{frames} frames"
+        place = f"frame {self.runs[0].output.last_frame}" if len(self.runs) == 1 else counted(frames, "frames")
         unrefined = ", but not refined" if refines(self._offline) else ""
         return f" after {place}; the results are complete up to there{unrefined}"
 
@@ -237,4 +238,5 @@ def _describe(runs: Sequence[Run], ids: str = "") -> str:
     count = _count(runs)
     dropped = f", {count['dropped']} dropped" if any(run.live for run in runs) else ""
     people = count["boxes"] / max(count["frames"], 1)
-    return f"{count['frames']} frames{dropped}, {people:.1f} people a frame, {ids or str(count['ids']) + ' ids'}"
+    frames, ids = counted(count["frames"], "frames"), ids or counted(count["ids"], "ids")
+    return f"{frames}{dropped}, {people:.1f} people a frame, {ids}"

@@ -12,7 +12,7 @@ from typing import Any
 
 from tracker.archive import FAILED, FINISHED, TRACKED, Job, Outcome, Track, make, origin_of
 from tracker.cluster import connected, plan_work
-from tracker.console import one_line, progress, say, stop_signals
+from tracker.console import counted, one_line, progress, say, stop_signals
 from tracker.sources import SourceError
 
 Start = Callable[[int, str], Track]
@@ -113,9 +113,10 @@ class ArchiveSession:
             if device == "cuda" and not gpus:
                 raise ValueError("--device: cuda asked for, but Ray finds no GPU")
             plan = plan_work(cluster.cpus, cluster.largest, gpus, len(jobs), workers, threads)
-            count = f"{len(jobs)} of {len(self.jobs)} videos"
-            print(f"{count}, {plan.workers} at a time, {plan.threads} threads each", file=stdout, flush=True)
-            place = "cuda" if gpus else "cpu"
+            count, threads_each = counted(len(self.jobs), "videos"), counted(plan.threads, "threads")
+            spread = f"{plan.workers} at a time, {threads_each} each"
+            print(f"{len(jobs)} of {count}, {spread}", file=stdout, flush=True)
+            place = device if gpus else "cpu"  # Ray does not hide GPUs from those who are given none
             tracks: list[Track] = []  # a process has its own
 
             def work(job: Job, attempt: int) -> Outcome:
@@ -158,11 +159,12 @@ class ArchiveSession:
         states = [run["state"] for run in report["runs"]]
         counts = [f"{states.count(state)} {state}" for state in (TRACKED, FINISHED, FAILED, "left") if state in states]
         people = report["boxes"] / max(report["frames"], 1)
-        found = f"{report['frames']} frames, {people:.1f} people a frame, {report['ids']} ids"
+        frames, ids = counted(report["frames"], "frames"), counted(report["ids"], "ids")
+        found = f"{frames}, {people:.1f} people a frame, {ids}"
         rate = f", {report['fps']:.1f} frames/s" if TRACKED in states else ""
-        return [f"{len(states)} videos: {', '.join(counts)}; {found}{rate}"]
+        return [f"{counted(len(states), 'videos')}: {', '.join(counts)}; {found}{rate}"]
 
     def reach(self) -> str:
         """How far an interrupted session came, in words that go on after "interrupted"."""
         done = sum(outcome.state != FAILED for outcome in self.outcomes.values())
-        return f" after {done} of {len(self.jobs)} videos; the same command goes on from there"
+        return f" after {done} of {counted(len(self.jobs), 'videos')}; the same command goes on from there"

@@ -52,7 +52,7 @@ def test_writes_text_video_and_summary(track, tmp_path: Path) -> None:
     np.testing.assert_allclose(rows.tlwh[:, 2:], SQUARE, atol=2.5)
     assert len(decoded(tmp_path / "walk.tracked.mp4")) == 30
     last = out.splitlines()[-1]
-    assert last.startswith("30 frames, 1.0 people a frame, 1 ids, ")
+    assert last.startswith("30 frames, 1.0 people a frame, 1 id, ")
     for word in ("frames/s", "decode", "detect", "associate", "write"):
         assert word in last
     report = json.loads((tmp_path / "s.json").read_text())

@@ -226,7 +226,7 @@ def test_a_worker_that_cannot_start_ends_all(
 def test_a_result_is_moved_when_it_is_whole(tmp_path: Path) -> None:
     job = Job(0, "/somewhere/a.mp4", tmp_path / "a.b.txt", None, {"settings": [1, 2]})
     job.text.write_text("old")
-    left = job.workplace(7)
+    left = job.scratch(7)
     left.mkdir()
 
     def broken(video: str, folder: Path) -> tuple[dict[str, Any], None]:
@@ -253,6 +253,31 @@ def test_a_result_is_moved_when_it_is_whole(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"a.b.txt", "a.b.done.json"}
 
 
+def test_what_others_left_stays(tmp_path: Path) -> None:
+    jobs = [Job(0, "/a", tmp_path / f"{name}.txt", None, {}) for name in ("a", "a.part2")]
+    for job in jobs:
+        job.scratch(1).mkdir()
+    jobs[0].clear()
+    assert [job.scratch(1).exists() for job in jobs] == [False, True]
+    jobs[1].clear()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "place"), [(1, "auto", "auto"), (1, "cuda", "cuda"), (1, "cpu", "cpu"), (0, "auto", "cpu")]
+)
+def test_device_of_a_worker(
+    track, track_tool: Any, fake: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus, device, place
+) -> None:
+    def load(args: Any, config: object) -> object:
+        raise ValueError(f"asked for {args.device}")
+
+    monkeypatch.setattr(track_tool, "load", load)
+    monkeypatch.setattr(fake, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0, "GPU": gpus}}])
+    line = failing(track("--video", write_clip(tmp_path / "a.mp4", 2), "--ray", "--device", device))
+    assert line.endswith(f"asked for {place}")
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -260,16 +285,20 @@ def test_a_result_is_moved_when_it_is_whole(tmp_path: Path) -> None:
         ({"cpus": 1}, Plan(1, 1, 1, 0)),
         ({"cpus": 64, "jobs": 3}, Plan(3, 16, 16, 0)),  # 21, but no machine has as many
         ({"cpus": 8, "workers": 8}, Plan(8, 1, 1, 0)),
-        ({"cpus": 2, "workers": 4}, Plan(4, 1, 1, 0)),
+        ({"cpus": 2, "workers": 4}, Plan(2, 1, 1, 0)),
         ({"cpus": 8, "threads": 4}, Plan(2, 4, 4, 0)),
         ({"cpus": 8, "threads": 3, "workers": 8}, Plan(8, 3, 1, 0)),
         ({"cpus": 16, "gpus": 1}, Plan(4, 4, 4, 0.25)),
         ({"cpus": 16, "gpus": 2, "workers": 3}, Plan(3, 5, 5, 0.5)),
-        ({"cpus": 0}, Plan(1, 1, 1, 0)),
     ],
 )
 def test_plan(given: dict[str, int], expected: Plan) -> None:
     assert plan_work(**{"largest": 16, "gpus": 0, "jobs": 100, **given}) == expected
+
+
+def test_no_plan_without_a_core() -> None:
+    with pytest.raises(ValueError, match=r"^--ray: the cluster has no CPU$"):
+        plan_work(0, 0, 0, 3)
 
 
 def test_cluster_counts_what_is_alive() -> None:
@@ -297,6 +326,9 @@ def test_options_that_do_not_go_with_it(track, tmp_path: Path) -> None:
     for address in ("auto", "ray://host:1", "host", ""):
         line = failing(track("--video", clip, "--ray", address))
         assert line == f"error: --ray: expected HOST:PORT, or nothing for this machine, got {address!r}"
+    for port in ("0", "65536", "99999"):
+        line = failing(track("--video", clip, "--ray", f"host:{port}"))
+        assert line == f"error: --ray: expected a port from 1 to 65535, got {port}"
     assert failing(track("--video", clip, "--overwrite")) == "error: --overwrite: is for --ray"
     assert failing(track("--video", clip, "--ray-workers", 2)) == "error: --ray-workers: is for --ray"
 
@@ -306,3 +338,9 @@ def test_without_ray(track, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     line = failing(track("--video", write_clip(tmp_path / "a.mp4", 2), "--ray"))
     assert line == 'error: --ray: Ray is not installed: pip install -e ".[ray]"'
     assert {path.name for path in tmp_path.iterdir()} == {"a.mp4"}
+
+
+def test_a_ray_that_is_too_old(track, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(__version__="2.9.3"))
+    line = failing(track("--video", write_clip(tmp_path / "a.mp4", 2), "--ray"))
+    assert line == "error: --ray: expected Ray 2.52 or later, got 2.9.3"

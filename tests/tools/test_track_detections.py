@@ -40,7 +40,7 @@ def test_sequence_without_pictures(track, tmp_path: Path) -> None:
     assert rows.tlwh[:, 0].tolist() == [square_left(scene(i)) for i in range(1, 21)]
     assert (rows.classes == -1).all()
     assert "12.5 frames/s" in out
-    assert out.splitlines()[-1].startswith("24 frames, 0.8 people a frame, 1 ids, ")
+    assert out.splitlines()[-1].startswith("24 frames, 0.8 people a frame, 1 id, ")
     report = json.loads((tmp_path / "s.json").read_text())
     assert report["detections"] == str(det)
     assert (report["frames"], report["boxes"], report["ids"], report["error"]) == (24, 20, 1, None)
@@ -105,7 +105,7 @@ def test_several_files(track, tmp_path: Path) -> None:
         assert rows.frames.tolist() == list(range(1, count + 1))
         assert set(rows.track_ids.tolist()) == {1}
     lines = text.splitlines()[-4:]
-    assert lines[1] == f"{second}: 8 frames, 1.0 people a frame, 1 ids"
+    assert lines[1] == f"{second}: 8 frames, 1.0 people a frame, 1 id"
     assert lines[3].startswith("16 frames, 1.0 people a frame, 3 ids, ")
     report = json.loads((tmp_path / "s.json").read_text())
     assert report["detections"] == [str(first), str(second), str(third)]

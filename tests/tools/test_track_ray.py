@@ -38,6 +38,7 @@ class DetectorConfig:
 
 class Detector:
     device = types.SimpleNamespace(type="cpu")
+    config = DetectorConfig()
 
     def __call__(self, frames):
         time.sleep(0.03)
@@ -135,8 +136,10 @@ def cluster(environment: dict[str, str]) -> Iterator[str]:
             subprocess.Popen(command, env=environment, stdout=file, stderr=file, text=True) as head,
         ):
             wait_for(lambda: "Ray runtime started" in log.read_text(), head)
-            yield f"127.0.0.1:{port}"
-            head.terminate()
+            try:
+                yield f"127.0.0.1:{port}"
+            finally:
+                head.terminate()
 
 
 def texts(folder: Path) -> dict[str, bytes]:
@@ -167,7 +170,7 @@ def test_a_killed_worker_leaves_no_trace(start: Start, track, tmp_path: Path) ->
     assert sorted(notes)[-2:] == [f"note: {deadly}: {died} {attempt} of 3 follows" for attempt in (2, 3)]
     assert len(notes) == 3 and re.fullmatch(rf"note: .*/clip\d.mp4: {died} 2 of 3 follows", sorted(notes)[0])
     assert (status, last) == (1, f"error: {deadly}: its process died")
-    assert text.splitlines()[0] == "9 of 9 videos, 2 at a time, 1 threads each"
+    assert text.splitlines()[0] == "9 of 9 videos, 2 at a time, 1 thread each"
     assert text.splitlines()[-1].startswith("9 videos: 8 tracked, 1 failed; 188 frames, 1.0 people a frame, 8 ids, ")
     assert texts(out) == texts(tmp_path / "alone")
     names = {f"clip{i}.{ending}" for i in range(8) for ending in ("txt", "done.json")}

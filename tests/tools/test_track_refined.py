@@ -92,7 +92,7 @@ def test_film_shows_the_refined_result(blinking, tmp_path: Path) -> None:
     report = json.loads((tmp_path / "s.json").read_text())
     assert report["boxes"] == 30
     assert report["outputs"] == [str(out / "walk.txt"), str(out / "walk.tracked.mp4")]
-    assert text.splitlines()[-1].startswith("30 frames, 1.0 people a frame, 1 ids, ")
+    assert text.splitlines()[-1].startswith("30 frames, 1.0 people a frame, 1 id, ")
 
 
 def test_range_and_folder(blinking, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_several_videos(blinking, tmp_path: Path) -> None:
     clips = [write_clip(tmp_path / name, count) for name, count in [("a.mp4", 30), ("b.mp4", 20)]]
     status, text, _ = blinking("--video", *clips, "--out", tmp_path / "out", "--fill-gaps")
     assert status == 0
-    assert f"{clips[1]}: 20 frames, 1.0 people a frame, 1 ids" in text
+    assert f"{clips[1]}: 20 frames, 1.0 people a frame, 1 id" in text
     for name, count in [("a", 30), ("b", 20)]:
         assert len(read_mot(tmp_path / "out" / f"{name}.txt")) == count
         assert len(decoded(tmp_path / "out" / f"{name}.tracked.mp4")) == count

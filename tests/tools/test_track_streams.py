@@ -32,8 +32,8 @@ def test_several_videos(track, tmp_path: Path) -> None:
     for name, count in [("a", 30), ("b", 12), ("frames", 7)]:
         check(out, name, count)
     lines = text.splitlines()[-4:]
-    assert lines[0] == f"{a}: 30 frames, 1.0 people a frame, 1 ids"
-    assert lines[1] == f"{b}: 12 frames, 1.0 people a frame, 1 ids"
+    assert lines[0] == f"{a}: 30 frames, 1.0 people a frame, 1 id"
+    assert lines[1] == f"{b}: 12 frames, 1.0 people a frame, 1 id"
     assert lines[3].startswith("49 frames, 1.0 people a frame, 3 ids, ")
     report = json.loads((tmp_path / "s.json").read_text())
     assert report["video"] == [str(a), str(b), str(images)]

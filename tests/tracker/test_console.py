@@ -65,6 +65,26 @@ def test_a_library_may_take_an_interruption_for_another_error(capfd: pytest.Capt
     assert capfd.readouterr().err == "interrupted after frame 3\nerror: what did the user do?\n"
 
 
+def test_a_signal_in_a_nested_block(capfd: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with console.stop_signals():
+        with console.stop_signals():
+            pass
+        with pytest.raises(KeyboardInterrupt), console.stop_signals():
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # a later one waits here, too
+        with console.stop_signals():
+            pass
+        assert console.fail(ValueError("what did the user do?"), debug=False) == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert console.fail(ValueError("bad"), debug=False) == 1
+    assert capfd.readouterr().err == "interrupted\nerror: bad\n"
+
+
+def test_counted() -> None:
+    assert [console.counted(number, "frames") for number in (0, 1, 2)] == ["0 frames", "1 frame", "2 frames"]
+
+
 def test_a_signal_waits_for_the_end_of_a_block() -> None:
     done = []
     with pytest.raises(KeyboardInterrupt) as caught, console.stop_signals():

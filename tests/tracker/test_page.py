@@ -170,7 +170,7 @@ def test_only_this_machine_unless_told_otherwise(panels: list[Panel]) -> None:
         assert page.public
         port = urlsplit(page.address).port
         connection = http.client.HTTPConnection(address, port, timeout=5)
-        connection.request("GET", "/", headers={"Host": "camera.example"})
+        connection.request("GET", "/", headers={"Host": f"{address}:{port}"})
         assert connection.getresponse().status == 200
 
 
@@ -231,6 +231,25 @@ def test_names_of_this_machine(page: Page, host: str) -> None:
 def test_other_hosts_get_nothing(page: Page, host: str) -> None:
     for path in ("/", "/0.mjpeg", "/live", "/nothing"):
         assert get(page, path, Host=host).status == 403
+
+
+def test_names_where_others_may_see_it(monkeypatch: pytest.MonkeyPatch, panels: list[Panel]) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "Camera")
+    monkeypatch.setattr(socket, "getfqdn", lambda: "camera.example")
+    with Page(listen("0.0.0.0:0"), panels) as page:
+        for host in ("camera:80", "CAMERA.local", "camera.example", "localhost", "10.0.0.1:9", "[fe80::1]:80"):
+            assert get(page, Host=host).status == 200
+        for host in ("example", "other.example", "camera.example.com", "10.0.0.1.example.com", ""):
+            assert get(page, Host=host).status == 403
+
+
+def test_the_name_that_was_asked_for(monkeypatch: pytest.MonkeyPatch, panels: list[Panel]) -> None:
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with listen("Door.example:0") as listener:
+        monkeypatch.undo()
+        with Page(listener, panels) as page:
+            assert [get(page, Host=host).status for host in ("door.example:1", "hall.example")] == [200, 403]
 
 
 def test_other_sites_hear_nothing(page: Page) -> None:
@@ -499,6 +518,15 @@ def test_the_rate_is_that_of_the_last_seconds(monkeypatch: pytest.MonkeyPatch) -
         assert panel.counts()["rate"] == pytest.approx(rate, rel=0.02)
 
 
+def test_the_time_of_a_frame_is_taken_when_nobody_else_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    panel = Panel("door", SIZE)
+    free: list[bool] = []
+    monkeypatch.setattr(tracker.panel.time, "monotonic", lambda: free.append(not panel._lock.locked()) or 5.0)
+    panel.add(grey(0), result(1, []))
+    panel.counts()
+    assert free == [False, False]
+
+
 # In a browser
 
 
@@ -532,4 +560,25 @@ def test_in_a_browser(tmp_path: Path, count: int) -> None:
             assert not [message for message in tab.messages if "ERR_CONNECTION_REFUSED" not in message]
 
     with Page(listen("0"), panels) as page:
+        asyncio.run(visit(page))
+
+
+@needs_chromium
+def test_a_broken_picture_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    panel = Panel("door", SIZE)
+
+    async def visit(page: Page) -> None:
+        async with opened(page.address, tmp_path / "profile") as tab:
+            with monkeypatch.context() as patch:
+                patch.setattr(panel, "_jpeg", lambda frame: b"no picture")
+                panel.add(grey(10), result(1, []))
+                deadline = time.monotonic() + 30
+                while not tab.messages:
+                    assert time.monotonic() < deadline
+                    await tab.evaluate("0")  # also reads what the console says
+            panel.add(grey(100), result(2, []))
+            level = "document.querySelector('canvas').getContext('2d').getImageData(5, 5, 1, 1).data[0]"
+            await tab.wait_for(f"Math.abs({level} - 100) < 3")
+
+    with Page(listen("0"), [panel]) as page:
         asyncio.run(visit(page))

@@ -47,10 +47,13 @@ function ask(socket, index) {
 
 async function showPicture(socket, data) {
   const index = new DataView(data).getUint16(0);
-  const picture = await createImageBitmap(new Blob([new Uint8Array(data, 2)], { type: "image/jpeg" }));
-  panels[index].canvas.getContext("2d").drawImage(picture, 0, 0);
-  picture.close();
-  ask(socket, index);
+  try {
+    const picture = await createImageBitmap(new Blob([new Uint8Array(data, 2)], { type: "image/jpeg" }));
+    panels[index].canvas.getContext("2d").drawImage(picture, 0, 0);
+    picture.close();
+  } finally {
+    ask(socket, index); // after a broken picture, too
+  }
 }
 
 function build(inputs) {
