@@ -21,9 +21,10 @@ from detector import DetectorConfig, load_detector, load_model
 from detector.checkpoint import family_of
 from detector.engine import multiplies_bfloat16
 from detector.evaluation import Detect
-from detector.exported import ExportedDetector, Manifest, import_openvino, open_exported
+from detector.exported import ExportedDetector, Manifest, open_exported
 from detector.graph import INPUT
 from detector.inference import letterbox_batch
+from detector.openvino_library import import_openvino, signal_stack_kept
 from detector.postprocess import postprocess
 from detector.quantize import calibration_batches, quantize_onnx, quantize_openvino
 from detector.writers import WRITERS
@@ -178,7 +179,8 @@ def open_file(path: Path, *, bf16: bool) -> Any:
     if not bf16:
         return opened
     settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "bf16"}
-    request = import_openvino().Core().compile_model(path, "CPU", settings).create_infer_request()
+    with signal_stack_kept():
+        request = import_openvino().Core().compile_model(path, "CPU", settings).create_infer_request()
 
     def run(frames: Frame) -> list[NDArray[Any]]:
         answers = request.infer({INPUT: frames})

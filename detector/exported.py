@@ -9,7 +9,6 @@ read only where their own suffix is given: load none that a stranger made.
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 import os
 import threading
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 from detector.checkpoint import build_model
 from detector.graph import INPUT, BoxesGraph, GraphKind, MapsGraph, PeopleGraph
 from detector.inference import DetectorConfig, by_image, check_frame, choose_device, letterbox_batch
+from detector.openvino_library import import_openvino, signal_stack_kept
 from detector.tensorrt_engine import open_plan, split_engine
 
 FORMAT = "jdetrack-export"
@@ -311,6 +311,7 @@ def _open_onnx(path: Path, device: str) -> Opened:
     return Opened(manifest, lambda frames: list(session.run(None, {INPUT: frames})), "onnxruntime", place)
 
 
+@signal_stack_kept()
 def _open_openvino(path: Path, device: str) -> Opened:
     if device.startswith("cuda"):
         raise ValueError(f"device: {path.suffix} runs by OpenVINO, which has no CUDA; expected cpu or auto")
@@ -396,21 +397,6 @@ def _zipped(path: Path, name: str) -> bytes | None:
     except Exception as error:  # of what cannot be unpacked: its errors have no common type
         raise ValueError(f"{path}: not a readable archive of torch ({_first_line(error)})") from error
     return None
-
-
-def import_openvino() -> Any:
-    """OpenVINO, which is not needed otherwise; its tools and NNCF would report their use over the network."""
-    try:
-        telemetry = importlib.import_module("openvino_telemetry").Telemetry
-    except ImportError:
-        pass
-    else:
-        for name in ("start_session", "end_session", "send_event", "send_error", "send_stack_trace"):
-            setattr(telemetry, name, lambda *_, **__: None)
-    try:
-        return importlib.import_module("openvino")
-    except ImportError as error:
-        raise ValueError(f'OpenVINO is not installed ({error}): pip install -e ".[export]"') from None
 
 
 def _first_line(error: Exception) -> str:

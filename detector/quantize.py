@@ -25,8 +25,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from detector.exported import FORMAT, import_openvino
+from detector.exported import FORMAT
 from detector.graph import INPUT
+from detector.openvino_library import import_openvino, signal_stack_kept
 from detector.source import images_in, read_image
 
 Batch = NDArray[np.uint8]
@@ -113,6 +114,7 @@ def quantize_onnx(
         file.replace(target)
 
 
+@signal_stack_kept()
 def quantize_openvino(
     source: Path, target: Path, batches: Iterable[Batch], *, float_layers: Sequence[str] = FLOAT_LAYERS
 ) -> None:

@@ -15,10 +15,11 @@ from torch.export import Dim
 
 from detector.darknet import DarknetJDE
 from detector.engine import fused, lowered
-from detector.exported import EXTRA, FORMAT, Manifest, graph_of, import_openvino
+from detector.exported import EXTRA, FORMAT, Manifest, graph_of
 from detector.graph import MapsGraph, to_onnx
 from detector.inference import MAX_INPUT_SIZE
 from detector.model import JDE
+from detector.openvino_library import import_openvino, signal_stack_kept
 from detector.priors import STRIDES
 from detector.tensorrt_engine import build_engine
 
@@ -42,6 +43,7 @@ def write_onnx(model: AnyJDE, manifest: Manifest, path: Path) -> None:
     onnx.save(written, str(path))
 
 
+@signal_stack_kept()
 def write_openvino(model: AnyJDE, manifest: Manifest, path: Path) -> None:
     """An OpenVINO model, `.xml` with its weights in a `.bin` beside it; the manifest is in its `rt_info`.
 

@@ -4,6 +4,8 @@ import concurrent.futures
 import dataclasses
 import importlib.util
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -388,3 +390,30 @@ def test_without_tensorrt(folder: Path, tmp_path: Path) -> None:
         load_detector(path)
     with pytest.raises(ValueError, match="runs on CUDA devices alone, got device cpu"):
         load_detector(path, "cpu")
+
+
+def test_a_signal_after_openvino_ends_nobody() -> None:
+    """Two plugins that end in the order in which they were made; without help, the signal's stack is gone then."""
+    pytest.importorskip("openvino")
+    script = """
+import gc, os, signal, sys
+import numpy, openvino
+from openvino import opset13
+from detector.openvino_library import signal_stack_kept
+
+def make():
+    with signal_stack_kept():
+        given = opset13.parameter([1, 4], numpy.float32)
+        core = openvino.Core()
+        return [core, core.compile_model(openvino.Model([opset13.relu(given)], [given]), "CPU")]
+
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(7))
+first, second = make(), make()
+for each in (first, second):
+    each.clear()
+    gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 7, done.stderr
