@@ -298,6 +298,6 @@ def test_rows_of_training():
 
 def test_busy_machines_are_named():
     document = {"parts": [], "machine": {**MACHINE, "load_average": 3.0}, "command": "c", "commit": None}
-    assert "load 3.0 before the start; the machine was busy" in markdown(document)
+    assert "load 3.0 before the start; the machine was not quiet" in markdown(document)
     document["machine"]["load_average"] = 0.2
     assert "busy" not in markdown(document) and "commit unknown" in markdown(document)
