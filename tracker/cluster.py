@@ -14,7 +14,7 @@ import socket
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -100,12 +100,12 @@ class Cluster:
 
     def scatter(
         self, function: Callable[[Job, int], Outcome], jobs: Sequence[Job], plan: Plan
-    ) -> Generator[tuple[Job, Outcome], None, None]:
+    ) -> Iterator[tuple[Job, Outcome]]:
         """Run a function for each job, and give what comes of it, in the order in which it comes.
 
         A job whose process dies, or that failed for a reason which may pass, is tried again, `TRIES` times in all.
-        Ray's own retries are not used: those for lack of memory have no limit. When iteration ends early, the processes
-        of what is running are killed.
+        Ray's own retries are not used: those for lack of memory have no limit. What still runs when iteration ends
+        early ends with the connection; `ray.cancel` would end this process, too, where it meets the reply of a task.
 
         Args:
             function: of a job and the number of the attempt, from 1; raises only what every job would meet.
@@ -120,29 +120,25 @@ class Cluster:
         task = ray.remote(max_retries=0, num_cpus=plan.cpus, num_gpus=plan.gpus)(function)
         waiting = deque((job, 1) for job in jobs)
         running: dict[Any, tuple[Job, int]] = {}
-        try:
-            while waiting or running:
-                while waiting and len(running) < plan.workers:
-                    job, attempt = waiting.popleft()
-                    running[task.remote(job, attempt)] = job, attempt
-                (over,), _ = ray.wait(list(running), num_returns=1)
-                job, attempt = running[over]
-                try:
-                    outcome = ray.get(over)
-                except (errors.RuntimeEnvSetupError, errors.RayTaskError) as error:  # every job would meet it
-                    raise ValueError(f"--ray: a worker cannot start: {_last_line(error)}") from error
-                except errors.RayError as error:
-                    job.clear()
-                    outcome = Outcome(FAILED, error=f"{job.video}: {_reason(error)}", passing=True)
-                del running[over]
-                if outcome.passing and attempt < TRIES:
-                    say(f"note: {outcome.error}; attempt {attempt + 1} of {TRIES} follows")
-                    waiting.append((job, attempt + 1))
-                else:
-                    yield job, dataclasses.replace(outcome, attempts=attempt)
-        finally:
-            for left in running:
-                ray.cancel(left, force=True)
+        while waiting or running:
+            while waiting and len(running) < plan.workers:
+                job, attempt = waiting.popleft()
+                running[task.remote(job, attempt)] = job, attempt
+            (over,), _ = ray.wait(list(running), num_returns=1)
+            job, attempt = running[over]
+            try:
+                outcome = ray.get(over)
+            except (errors.RuntimeEnvSetupError, errors.RayTaskError) as error:  # every job would meet it
+                raise ValueError(f"--ray: a worker cannot start: {_last_line(error)}") from error
+            except errors.RayError as error:
+                job.clear()
+                outcome = Outcome(FAILED, error=f"{job.video}: {_reason(error)}", passing=True)
+            del running[over]
+            if outcome.passing and attempt < TRIES:
+                say(f"note: {outcome.error}; attempt {attempt + 1} of {TRIES} follows")
+                waiting.append((job, attempt + 1))
+            else:
+                yield job, dataclasses.replace(outcome, attempts=attempt)
 
 
 @contextlib.contextmanager

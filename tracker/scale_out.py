@@ -124,7 +124,7 @@ class ArchiveSession:
                     tracks.append(start(plan.threads, place))
                 return make(tracks[0], job, attempt)
 
-            outcomes = stack.enter_context(contextlib.closing(cluster.scatter(work, jobs, plan)))
+            outcomes = cluster.scatter(work, jobs, plan)
             for job, outcome in progress(outcomes, len(self.jobs), len(self.outcomes), unit="videos"):
                 self.outcomes[job.index] = outcome
 

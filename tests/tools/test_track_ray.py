@@ -197,7 +197,7 @@ def test_interrupt_leaves_what_is_finished(start: Start, tmp_path: Path) -> None
     folders = set(re.findall(r"/tmp/ray-\w+", " ".join(word for _, words in below for word in words)))
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all
     status, text, err = ended(process)
-    assert status == 130
+    assert status == 130, (status, text, err)
     finished = sorted(path.name.split(".")[0] for path in out.glob("*.done.json"))
     assert 1 <= len(finished) < 4
     known = int(err.split()[2])  # one more may have ended before it could tell
@@ -208,6 +208,21 @@ def test_interrupt_leaves_what_is_finished(start: Start, tmp_path: Path) -> None
     assert {path.name for path in out.iterdir()} == {f"{name}.{ending}" for name in finished for ending in endings}
     assert psutil.wait_procs([child for child, _ in below], timeout=20)[1] == []
     assert len(folders) == 1 and not Path(folders.pop()).exists()
+
+
+def test_interrupt_leaves_a_cluster_free(start: Start, environment: dict[str, str], tmp_path: Path) -> None:
+    write_clips(tmp_path / "archive", 4)
+    out = tmp_path / "out"
+    with cluster(environment) as address:
+        process = start("--video", "archive/*.mp4", "--out", "out", "--ray", address, "--ray-workers", 1)
+        wait_for(lambda: list(out.glob("*.done.json")) and list(out.glob(".clip*.part1/*.txt")), process)
+        workers = [
+            child for child in psutil.process_iter(["cmdline"]) if (child.info["cmdline"] or [])[:1] == ["ray::work"]
+        ]
+        os.killpg(process.pid, signal.SIGINT)
+        status, _, err = ended(process)
+        assert (status, err[:12]) == (130, "interrupted ")
+        assert workers and psutil.wait_procs(workers, timeout=20)[1] == []
 
 
 def test_on_a_cluster(start: Start, track, environment: dict[str, str], tmp_path: Path) -> None:
