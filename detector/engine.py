@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.ops import box_iou
 
 from detector.csp import ConvBlock
 from detector.graph import INPUT, MapsGraph, PeopleGraph, to_onnx
@@ -131,6 +130,8 @@ def agrees(model: Network, other: Network, device: torch.device) -> bool:
     Compared are the boxes that score most: mean IoU from 0.95, scores within 0.05, and cosines from 0.99 of what the
     embedding head reads; what that head makes of it has no say, so that detections do not depend on it.
     """
+    from torchvision.ops import box_iou  # takes as long to import as torch
+
     frames = torch.from_numpy(_probe()[None])
     maps = [dense_forward(each, device, "torch")(frames) for each in (model, other)]
     if not all(m.isfinite().all() for m in maps[1][0]):

@@ -22,7 +22,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import onnxruntime
 import torch
-import torchvision  # noqa: F401 - TorchScript archives use its operators
 from numpy.typing import NDArray
 
 from detector.checkpoint import build_model
@@ -349,6 +348,8 @@ def _open_openvino(path: Path, device: str) -> Opened:
 
 def _open_program(path: Path, device: str) -> Opened:
     """A TorchScript archive, or a program of torch.export."""
+    import torchvision  # noqa: F401 - they use its operators
+
     manifest = Manifest.parse(path, _zipped(path, EXTRA))
     place = torch.device(manifest.device if device == "auto" else device)
     if place.type != manifest.device:

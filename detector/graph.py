@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.ops import nms
 
 from detector.postprocess import MAX_CANDIDATES
 from detector.priors import STRIDES, Network, Picks, decode_boxes
@@ -137,6 +136,8 @@ class PeopleGraph(MapsGraph):
             limits = self.max_detections, self.nms_thresh, self.score_thresh
             image, _, k = _OnnxSuppression.apply(boxes, by_class, *limits).unbind(1)
         else:
+            from torchvision.ops import nms  # takes as long to import as torch
+
             image, k = (scores >= self.score_thresh).nonzero().unbind(1)
             # Images and classes are laid side by side, in double precision, in which that moves no box.
             group = (image * self.classes + labels[image, k])[:, None]

@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.ops import roi_align
 
 from detector.csp import ConvBlock, CSPBackbone, PathAggregation, spatial_block
 from detector.priors import STRIDES, Canvas, Picks, Priors, flatten, make_priors
@@ -62,8 +61,28 @@ def sample_boxes(level_map: Tensor, boxes: Tensor, image_index: Tensor, grid: tu
     Returns:
         (N, C, h, w); zero where a sample lies more than a cell outside the map.
     """
+    if torch.onnx.is_in_onnx_export():
+        return _OnnxRoiAlign.apply(level_map, boxes.to(level_map.dtype), image_index, *grid)  # type: ignore[no-any-return]
+    from torchvision.ops import roi_align  # takes as long to import as torch
+
     rois = torch.cat((image_index[:, None].to(boxes), boxes), dim=1).to(level_map.dtype)
     return roi_align(level_map, rois, grid, sampling_ratio=1, aligned=True)  # type: ignore[no-any-return]
+
+
+class _OnnxRoiAlign(torch.autograd.Function):
+    """ONNX's own RoI align, so that its graphs are made without torchvision."""
+
+    @staticmethod
+    def forward(ctx: Any, level_map: Tensor, boxes: Tensor, image_index: Tensor, height: int, width: int) -> Tensor:
+        """Patches without content as an example; what is exported is `symbolic`."""
+        return level_map.new_zeros((len(boxes), level_map.shape[1], height, width))
+
+    @staticmethod
+    def symbolic(g: Any, level_map: Any, boxes: Any, image_index: Any, height: int, width: int) -> Any:
+        """The node; opset 16 and later have the half-pixel shift of `aligned`."""
+        grid = {"output_height_i": height, "output_width_i": width, "sampling_ratio_i": 1, "spatial_scale_f": 1.0}
+        how = {"mode_s": "avg", "coordinate_transformation_mode_s": "half_pixel"}
+        return g.op("RoiAlign", level_map, boxes, image_index, **grid, **how)
 
 
 class DetectionHead(nn.Module):

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from detector.patches import cut_patches, embed_patches
 from detector.priors import Network, Picks, decode_boxes
@@ -36,6 +35,8 @@ def postprocess(
         and `embeddings` (N, D) unit rows where the model has an embedding head, unless `embed` is false. With
         `patches` there are also the `patches` that these were computed from, see `detector.patches`.
     """
+    from torchvision.ops import batched_nms  # takes as long to import as torch
+
     flat, priors = model.flatten(raw), model.priors(raw)
     scores, labels = model.scores(flat)  # (B, A)
     kept: list[dict[str, Any]] = []

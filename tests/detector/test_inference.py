@@ -1,4 +1,6 @@
 import copy
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -237,6 +239,17 @@ def test_load_detector(tmp_path: Path, model: JDE) -> None:
         load_detector(path, "gpu")
     with pytest.raises(ValueError, match="device: 'cuda:99' asked for"):
         load_detector(path, "cuda:99")
+
+
+def test_the_bundled_model_starts_without_torchvision() -> None:
+    program = """
+import sys, numpy, detector
+people, = detector.load_detector(device="cpu")([numpy.zeros((64, 96, 3), numpy.uint8)])
+assert people["embeddings"].shape == (0, 128)
+print("torchvision" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.gpu
