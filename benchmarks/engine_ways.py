@@ -21,12 +21,14 @@ from detector import DetectorConfig, load_detector, load_model
 from detector.checkpoint import family_of
 from detector.engine import multiplies_bfloat16
 from detector.evaluation import Detect
-from detector.exported import ExportedDetector, Manifest, open_exported
+from detector.exported import ExportedDetector
 from detector.graph import INPUT
 from detector.inference import letterbox_batch
+from detector.manifest import Manifest
 from detector.openvino_library import import_openvino, signal_stack_kept
 from detector.postprocess import postprocess
 from detector.quantize import calibration_batches, quantize_onnx, quantize_openvino
+from detector.readers import open_exported
 from detector.writers import WRITERS
 
 EAGER, FUSED, BUILT_IN = "eager", "torch", "built-in"
@@ -174,7 +176,7 @@ def pictures(calibration: Sequence[Path], model: Any, count: int) -> Iterator[Fr
 
 
 def open_file(path: Path, *, bf16: bool) -> Any:
-    """An exported file; with `bf16`, OpenVINO may compute in it, which detector/exported.py does not let it."""
+    """An exported file; with `bf16`, OpenVINO may compute in it, which detector/readers.py does not let it."""
     opened = open_exported(path, "cpu")
     if not bf16:
         return opened

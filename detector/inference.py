@@ -264,14 +264,15 @@ def load_detector(
 
     Args:
         weights: a `.safetensors` model file, or a published JDE `.pt`; or what tools/export.py wrote, see
-            detector/exported.py; None is the bundled nano model.
+            detector/readers.py; None is the bundled nano model.
         device: "auto" (a CUDA device where there is one), "cpu", "cuda" or "cuda:N".
         config: how to look; None is the default.
 
     Raises:
         ValueError: the weights file or the device cannot be used.
     """
-    from detector.exported import FORMATS, load_exported  # which needs this module
+    from detector.exported import load_exported  # which needs this module
+    from detector.readers import FORMATS
 
     if weights is not None and Path(weights).suffix.lower() in FORMATS:
         return load_exported(weights, device, config)

@@ -25,8 +25,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from detector.exported import FORMAT
 from detector.graph import INPUT
+from detector.manifest import FORMAT
 from detector.openvino_library import import_openvino, signal_stack_kept
 from detector.source import images_in, read_image
 

@@ -15,12 +15,13 @@ from torch.export import Dim
 
 from detector.darknet import DarknetJDE
 from detector.engine import fused, lowered
-from detector.exported import EXTRA, FORMAT, Manifest, graph_of
 from detector.graph import MapsGraph, to_onnx
 from detector.inference import MAX_INPUT_SIZE
+from detector.manifest import FORMAT, Manifest, graph_of
 from detector.model import JDE
 from detector.openvino_library import import_openvino, signal_stack_kept
 from detector.priors import STRIDES
+from detector.readers import EXTRA
 from detector.tensorrt_engine import build_engine
 
 AnyJDE = JDE | DarknetJDE

@@ -62,11 +62,13 @@ from detector import Detector, DetectorConfig, load_model
 from detector.agreement import agreement
 from detector.checkpoint import BUNDLED, family_of
 from detector.evaluation import validate
-from detector.exported import ExportedDetector, Manifest, Opened, open_exported
+from detector.exported import ExportedDetector
 from detector.graph import GraphKind, MapsGraph
 from detector.inference import letterbox
 from detector.layouts import open_source as open_labels
+from detector.manifest import Manifest
 from detector.openvino_library import import_openvino
+from detector.readers import Opened, open_exported
 from detector.tensorrt_engine import import_tensorrt
 from detector.writers import WRITERS, make_graph
 from tracker.challenge import describe, find_sequences

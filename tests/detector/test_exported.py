@@ -17,7 +17,9 @@ import pytest
 import torch
 
 from detector import Detector, DetectorConfig, load_detector
-from detector.exported import EXTRA, ExportedDetector, Manifest, open_exported
+from detector.exported import ExportedDetector
+from detector.manifest import Manifest
+from detector.readers import EXTRA, open_exported
 from detector.tensorrt_engine import MAGIC, open_plan, split_engine
 from detector.writers import WRITERS
 from tests.detector.scenes import lively_darknet, lively_model, noise
@@ -267,7 +269,7 @@ def test_without_sched_getaffinity(folder: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.filterwarnings("ignore")  # ONNX Runtime's own about the same
 def test_cuda_that_onnx_runtime_cannot_use(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(folder, "onnx")
-    monkeypatch.setattr("detector.exported.choose_device", lambda _: None)
+    monkeypatch.setattr("detector.readers.choose_device", lambda _: None)
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
     with pytest.raises(ValueError, match="device: cuda:0 asked for, but ONNX Runtime cannot use CUDA here"):
         load_detector(path, "cuda:0")

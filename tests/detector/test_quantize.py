@@ -8,8 +8,10 @@ import onnx
 import pytest
 
 from detector.agreement import agreement
-from detector.exported import Manifest, load_exported, open_exported
+from detector.exported import load_exported
+from detector.manifest import Manifest
 from detector.quantize import calibration_batches, quantize_onnx, quantize_openvino
+from detector.readers import open_exported
 from detector.writers import write_onnx, write_openvino
 from tests.detector.scenes import lively_darknet, lively_model
 
