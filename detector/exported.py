@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.inference import DetectorConfig, by_image, check_frame, letterbox_batch
+from detector.inference import DetectorConfig, by_image, in_batches, letterbox_batch
 from detector.manifest import Precision, build_meta
 from detector.readers import Opened, open_exported
 
@@ -71,17 +71,7 @@ class ExportedDetector:
 
     def __call__(self, frames: Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:
         """Find the people in frames; see `Detector.__call__`."""
-        for i, frame in enumerate(frames):
-            check_frame(f"frame {i}", frame)
-        results: list[dict[str, Any]] = [{} for _ in frames]
-        for shape in dict.fromkeys(frame.shape for frame in frames):
-            rows = [i for i, frame in enumerate(frames) if frame.shape == shape]
-            step = self.opened.max_batch or len(rows)
-            for first in range(0, len(rows), step):
-                batch = rows[first : first + step]
-                for i, found in zip(batch, self._batch([frames[i] for i in batch]), strict=True):
-                    results[i] = found
-        return results
+        return in_batches(frames, self._batch, self.opened.max_batch)
 
     def _batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:
         canvas = self._model.canvas(*frames[0].shape[:2], self.config.input_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -174,14 +174,7 @@ class Detector:
         Raises:
             ValueError: a frame is not an (H, W, 3) uint8 image with pixels.
         """
-        for i, frame in enumerate(frames):
-            check_frame(f"frame {i}", frame)
-        results: list[dict[str, Any]] = [{} for _ in frames]
-        for shape in dict.fromkeys(frame.shape for frame in frames):
-            rows = [i for i, frame in enumerate(frames) if frame.shape == shape]
-            for i, found in zip(rows, self._batch([frames[i] for i in rows]), strict=True):
-                results[i] = found
-        return results
+        return in_batches(frames, self._batch)
 
     @torch.inference_mode()
     def embed(self, frame: NDArray[np.uint8], boxes: NDArray[Any]) -> NDArray[np.float32]:
@@ -240,6 +233,37 @@ class Detector:
             {name: value if name == "patches" else value.cpu().numpy() for name, value in prediction.items()}
             for prediction in postprocess(self.model, raw, features, *self._limits, patches=self.patches)
         ]
+
+
+def in_batches(
+    frames: Sequence[NDArray[np.uint8]],
+    find: Callable[[Sequence[NDArray[np.uint8]]], list[dict[str, Any]]],
+    most: int | None = None,
+) -> list[dict[str, Any]]:
+    """Look at frames of any sizes, those of one size together.
+
+    Args:
+        frames: images (H, W, 3) uint8.
+        find: looks at frames of one size; returns one result a frame.
+        most: frames in one call of it; None for any number.
+
+    Returns:
+        The results in the order of the frames.
+
+    Raises:
+        ValueError: a frame is not an (H, W, 3) uint8 image with pixels.
+    """
+    for i, frame in enumerate(frames):
+        check_frame(f"frame {i}", frame)
+    results: list[dict[str, Any]] = [{} for _ in frames]
+    for shape in dict.fromkeys(frame.shape for frame in frames):
+        rows = [i for i, frame in enumerate(frames) if frame.shape == shape]
+        step = most or len(rows)
+        for first in range(0, len(rows), step):
+            batch = rows[first : first + step]
+            for i, found in zip(batch, find([frames[i] for i in batch]), strict=True):
+                results[i] = found
+    return results
 
 
 def by_image(
