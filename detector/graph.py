@@ -7,6 +7,7 @@ the whole batch.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detector.postprocess import MAX_CANDIDATES
-from detector.priors import STRIDES, Network, Picks, decode_boxes
+from detector.priors import STRIDES, Network, Picks, decode_boxes, writes_onnx
 
 ONNX_OPSET = 17
 """From 16 on RoiAlign has the half-pixel shift that `sample_boxes` samples with."""
@@ -25,6 +26,8 @@ INPUT = "frames"
 GraphKind = Literal["people", "boxes", "maps"]
 EXAMPLE = torch.zeros((1, 64, 96, 3), dtype=torch.uint8)
 """What graphs are traced with: more rows and columns than one cell, and no two sides alike."""
+_EXPORTER = threading.Lock()
+"""torch's exporter has one state for all threads."""
 
 
 class MapsGraph(nn.Module):
@@ -129,7 +132,7 @@ class PeopleGraph(MapsGraph):
 
     def _kept(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
         """Candidates that survive suppression: (B, K) float32, 1 or 0: not every runtime adds up integers."""
-        if torch.onnx.is_in_onnx_export():
+        if writes_onnx():
             by_class = scores[:, None].where(
                 labels[:, None] == torch.arange(self.classes, device=labels.device)[:, None], -1.0
             )
@@ -166,7 +169,7 @@ class _OnnxSuppression(torch.autograd.Function):
 
 def to_onnx(graph: MapsGraph, file: Path | IO[bytes]) -> None:
     """Write a graph as ONNX: input `frames`, outputs by the names in `graph.outputs`, batch and sizes free."""
-    with torch.inference_mode(), warnings.catch_warnings():
+    with _EXPORTER, torch.inference_mode(), warnings.catch_warnings():
         # About shapes that tracing might keep, which tests exclude, and of the exporter that needs no further packages.
         warnings.simplefilter("ignore")
         torch.onnx.export(

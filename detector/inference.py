@@ -253,6 +253,7 @@ def in_batches(
     Raises:
         ValueError: a frame is not an (H, W, 3) uint8 image with pixels.
     """
+    frames = list(frames)  # a generator would be over before it is looked at
     for i, frame in enumerate(frames):
         check_frame(f"frame {i}", frame)
     results: list[dict[str, Any]] = [{} for _ in frames]
@@ -324,5 +325,7 @@ def choose_device(device: str) -> torch.device:
 
 def check_frame(name: str, frame: NDArray[Any]) -> None:
     """Refuse what is no (H, W, 3) uint8 image with pixels."""
+    if not isinstance(frame, np.ndarray):
+        raise ValueError(f"{name}: expected (H, W, 3) uint8, got {type(frame).__name__}")
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or not frame.size:
         raise ValueError(f"{name}: expected (H, W, 3) uint8, got {frame.shape} {frame.dtype}")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detector.csp import ConvBlock, CSPBackbone, PathAggregation, spatial_block
-from detector.priors import STRIDES, Canvas, Picks, Priors, flatten, make_priors
+from detector.priors import STRIDES, Canvas, Picks, Priors, flatten, make_priors, writes_onnx
 
 Size = Literal["nano", "tiny", "s", "m"]
 WIDTHS: dict[Size, float] = {"nano": 0.25, "tiny": 0.375, "s": 0.50, "m": 0.75}
@@ -61,7 +61,7 @@ def sample_boxes(level_map: Tensor, boxes: Tensor, image_index: Tensor, grid: tu
     Returns:
         (N, C, h, w); zero where a sample lies more than a cell outside the map.
     """
-    if torch.onnx.is_in_onnx_export():
+    if writes_onnx():
         return _OnnxRoiAlign.apply(level_map, boxes.to(level_map.dtype), image_index, *grid)  # type: ignore[no-any-return]
     from torchvision.ops import roi_align  # takes as long to import as torch
 

@@ -191,3 +191,8 @@ def encode_boxes(boxes: Tensor, priors: Priors) -> Tensor:
     side = scaled[:, 2:] - scaled[:, :2]
     centre = (scaled[:, :2] + scaled[:, 2:]) / 2
     return torch.cat(((centre - priors.xy) / priors.size, (side / priors.size).log()), dim=1)
+
+
+def writes_onnx() -> bool:
+    """Whether this thread is writing an ONNX graph just now; torch's own flag counts for all threads."""
+    return torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()  # type: ignore[attr-defined, no-untyped-call]

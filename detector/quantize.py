@@ -29,6 +29,7 @@ from detector.graph import INPUT
 from detector.manifest import FORMAT
 from detector.openvino_library import import_openvino, signal_stack_kept
 from detector.source import images_in, read_image
+from detector.writers import save_openvino
 
 Batch = NDArray[np.uint8]
 """(B, H, W, 3) BGR letterboxed frames, H and W multiples of 32."""
@@ -148,11 +149,10 @@ def quantize_openvino(
             subset_size=len(kept),
             ignored_scope=nncf.IgnoredScope(names=ignored, validate=False),
         )
-    if model.has_rt_info(FORMAT):
-        quantized.set_rt_info(model.get_rt_info(FORMAT).astype(str), FORMAT)
+    notes = model.get_rt_info(FORMAT).astype(str) if model.has_rt_info(FORMAT) else ""
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         file = Path(scratch) / target.name
-        openvino.save_model(quantized, file, compress_to_fp16=False)
+        save_openvino(quantized, notes, file)
         for suffix in (".bin", ".xml"):
             file.with_suffix(suffix).replace(target.with_suffix(suffix))
 

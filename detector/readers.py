@@ -6,6 +6,7 @@ read only where their own suffix is given: load none that a stranger made.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import warnings
@@ -34,6 +35,8 @@ MAX_NOTES = 1 << 20
 """No manifest is longer than so many bytes."""
 EXTRA = f"{FORMAT}.json"
 """Name of the manifest among the extra files of torch's archives."""
+WEIGHTS = f"{FORMAT}-weights"
+"""Name of the digest of the weights beside an OpenVINO model, in its metadata."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def open_exported(path: Path, device: str = "auto") -> Opened:
     if suffix not in FORMATS:
         raise ValueError(f"{path}: expected an exported model, one of {', '.join(FORMATS)}")
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise ValueError(f"{path}: expected a file, got a folder" if path.is_dir() else f"{path}: no such file")
     if not path.stat().st_size:
         raise ValueError(f"{path}: empty file")
     return FORMATS[suffix](path, device)
@@ -120,6 +123,9 @@ def _open_openvino(path: Path, device: str) -> Opened:
         raise ValueError(f"{path}: not a readable OpenVINO model ({first_line(error)})") from error
     notes = model.get_rt_info(FORMAT).astype(str) if model.has_rt_info(FORMAT) else None
     manifest = Manifest.parse(path, notes)
+    weights = path.with_suffix(".bin")
+    if not model.has_rt_info(WEIGHTS) or model.get_rt_info(WEIGHTS).astype(str) != digest_of(weights):
+        raise ValueError(f"{path}: the weights beside it, {weights.name}, are not those it was written with")
     known = [[name for name in manifest.outputs if name in output.get_names()] for output in model.outputs]
     manifest.check_outputs(path, [names[0] if names else "an unknown one" for names in known])
     threads = torch.get_num_threads()
@@ -179,6 +185,15 @@ def _open_engine(path: Path, device: str) -> Opened:
     run, outputs, max_batch = open_plan(path, plan, place)
     manifest.check_outputs(path, outputs)
     return Opened(manifest, run, "tensorrt", place, max_batch)
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _zipped(path: Path, name: str) -> bytes | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -17,11 +18,11 @@ from detector.darknet import DarknetJDE
 from detector.engine import fused, lowered
 from detector.graph import MapsGraph, to_onnx
 from detector.inference import MAX_INPUT_SIZE
-from detector.manifest import FORMAT, Manifest, graph_of
+from detector.manifest import FORMAT, Manifest, first_line, graph_of
 from detector.model import JDE
 from detector.openvino_library import import_openvino, signal_stack_kept
 from detector.priors import STRIDES
-from detector.readers import EXTRA
+from detector.readers import EXTRA, WEIGHTS, digest_of
 from detector.tensorrt_engine import build_engine
 
 AnyJDE = JDE | DarknetJDE
@@ -58,8 +59,23 @@ def write_openvino(model: AnyJDE, manifest: Manifest, path: Path) -> None:
         step = Path(folder) / "step.onnx"
         to_onnx(make_graph(model, replace(manifest, precision="fp32")), step)
         converted = openvino.convert_model(step)
-    converted.set_rt_info(manifest.text, FORMAT)
-    openvino.save_model(converted, path, compress_to_fp16=manifest.precision == "fp16")
+    save_openvino(converted, manifest.text, path, half=manifest.precision == "fp16")
+
+
+def save_openvino(model: Any, notes: str, path: Path, *, half: bool = False) -> None:
+    """Write an OpenVINO model, with notes and with what tells its `.bin` from others, see `readers.WEIGHTS`.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    openvino = import_openvino()
+    model.set_rt_info(notes, FORMAT)
+    try:
+        openvino.save_model(model, path, compress_to_fp16=half)
+        model.set_rt_info(digest_of(path.with_suffix(".bin")), WEIGHTS)
+        openvino.save_model(model, path, compress_to_fp16=half)  # the digest is known now
+    except RuntimeError as error:
+        raise OSError(f"{path}: could not be written ({first_line(error)})") from error
 
 
 def write_torchscript(model: AnyJDE, manifest: Manifest, path: Path) -> None:
@@ -68,7 +84,9 @@ def write_torchscript(model: AnyJDE, manifest: Manifest, path: Path) -> None:
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of shapes that tracing might keep, and of TorchScript's age
         traced = torch.jit.trace(graph, graph.example, check_trace=False)  # type: ignore[no-untyped-call]
-        torch.jit.save(traced, str(path), _extra_files={EXTRA: manifest.text})
+        archive = io.BytesIO()  # where the disk is full, torch's own files end the process
+        torch.jit.save(traced, archive, _extra_files={EXTRA: manifest.text})
+        path.write_bytes(archive.getbuffer())
 
 
 def write_torch_export(model: AnyJDE, manifest: Manifest, path: Path) -> None:
@@ -88,7 +106,9 @@ def write_torch_export(model: AnyJDE, manifest: Manifest, path: Path) -> None:
         warnings.simplefilter("ignore")
         shapes = ({0: Dim("batch", min=1)} | sides,)
         program = torch.export.export(graph, (example,), dynamic_shapes=shapes, strict=False)
-        torch.export.save(program, path, extra_files={EXTRA: manifest.text})
+        archive = io.BytesIO()
+        torch.export.save(program, archive, extra_files={EXTRA: manifest.text})
+        path.write_bytes(archive.getbuffer())
 
 
 def write_tensorrt(model: AnyJDE, manifest: Manifest, path: Path) -> None:

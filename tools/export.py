@@ -53,6 +53,7 @@ if __name__ == "__main__":  # while the libraries load, Ctrl-C and termination h
 # Lets the tool run from a checkout that is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import av.logging
 import cv2
 import numpy as np
 import torch
@@ -86,7 +87,7 @@ CHECK_FRAMES = 20
 PEOPLE_OPTIONS = ("score_thresh", "nms_thresh", "max_detections", "tolerance")
 # Largest box error in pixels and lowest cosine of embeddings that pass, and how many people in a hundred may be
 # reported by one alone: those whose score is a hair from the threshold.
-TOLERANCES = {"fp32": (0.01, 0.9999, 1.0), "fp16": (5.0, 0.99, 5.0), "int8": (64.0, 0.5, 25.0)}
+TOLERANCES = {"fp32": (0.01, 0.9999, 1.0), "fp16": (32.0, 0.7, 5.0), "int8": (64.0, 0.5, 25.0)}
 # Of boxes and maps graphs: largest difference relative to the largest number.
 MAP_TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.5}
 Row = dict[str, Any]
@@ -143,6 +144,7 @@ def tolerance_help() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns the exit status: 0, 1 after an error, 128 + signal when interrupted."""
     args = parse_arguments(argv)
+    av.logging.set_level(av.logging.PANIC)
     cv2.setNumThreads(1)
     with stop_signals():
         try:
@@ -230,6 +232,8 @@ def export(args: argparse.Namespace) -> int:
         try:
             rows.append(export_one(args, name, model, manifest, reference, frames, measures, before))
         except Exception as error:  # of whichever library: the other formats do not depend on it
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(args.out)
             failed[name] = error
             if len(args.format) > 1:
                 say(f"error: {name}: {one_line(error)}")
@@ -361,6 +365,11 @@ def compare_people(
 ) -> Row:
     """What both report; raises a ValueError where that is not the same people."""
     found = agreement(reference, exported, progress(frames, len(frames), doing="comparing"))
+    if found.people and found.other_people and not found.matched:
+        raise ValueError(
+            f"the file differs from the model: none of {found.people} people by the model is among the "
+            f"{found.other_people} by the file in {found.frames} frames; it was not kept"
+        )
     if not found.matched:
         raise ValueError(
             f"nothing could be compared: {found.people} people by the model and {found.other_people} by the file in "

@@ -452,6 +452,8 @@ def load(args: argparse.Namespace, config: Any) -> Model:
         )
     if config.score_thresh < lowest:
         say(f"note: {args.weights} was exported to report people from {lowest:g} on, not {config.score_thresh:g}")
+    if config.max_detections > (most := detector.config.max_detections):
+        say(f"note: {args.weights} was exported to report {most} people a frame at most, not {config.max_detections}")
     if detector.device.type != "cpu":
         return detector, 1, GPU_BATCH
     return detector, workers, 1

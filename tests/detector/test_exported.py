@@ -186,6 +186,17 @@ def test_files_cut_short(folder: Path, tmp_path: Path, name: str) -> None:
         load_detector(path)
 
 
+def test_weights_of_another_model_beside_an_openvino_file(folder: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(written(folder, "openvino"), tmp_path / "m.xml"))
+    whole = written(folder, "openvino").with_suffix(".bin").read_bytes()
+    for other in (bytes(len(whole)), whole + b"0", whole[:-1]):
+        path.with_suffix(".bin").write_bytes(other)
+        with pytest.raises(ValueError, match=r"m\.xml: (the weights beside it, m\.bin, are not those|not a readable)"):
+            load_detector(path)
+    path.with_suffix(".bin").write_bytes(whole)
+    assert load_detector(path).config.engine == "openvino"
+
+
 @pytest.mark.shared
 def test_a_foreign_onnx_model(shared: Path) -> None:
     with pytest.raises(ValueError, match=r"yolox_nano\.onnx: expected a model that tools/export\.py wrote"):

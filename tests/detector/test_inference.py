@@ -1,3 +1,4 @@
+import concurrent.futures
 import copy
 import subprocess
 import sys
@@ -225,6 +226,24 @@ def test_no_embeddings_without_a_head() -> None:
     assert sorted(detector([noise(60, 90)])[0]) == ["boxes", "labels", "scores"]
     with pytest.raises(ValueError, match="no embedding head"):
         detector.embed(noise(60, 90), np.zeros((1, 4)))
+
+
+def test_while_another_thread_writes_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's flag for that counts for all threads."""
+    config = DetectorConfig(input_size=96, score_thresh=0.0, max_detections=20, engine="torch")
+    detector, frame = Detector(lively_model(embedding_dim=16), "cpu", config), noise(60, 90)
+    alone = detector([frame])[0]
+    monkeypatch.setattr("torch.onnx.is_in_onnx_export", lambda: True)
+    assert_same(detector([frame])[0], alone, 0)
+
+
+def test_detectors_made_in_several_threads_at_once() -> None:
+    frame = noise(60, 90)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: Detector(MODEL, "cpu", CONFIG), range(4)))
+    expected = Detector(MODEL, "cpu", CONFIG)([frame])[0]
+    for detector in made:
+        assert_same(detector([frame])[0], expected, 1e-6)
 
 
 def test_load_detector(tmp_path: Path, model: JDE) -> None:

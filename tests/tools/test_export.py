@@ -1,6 +1,10 @@
 import argparse
+import dataclasses
 import functools
 import json
+import re
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +19,7 @@ from tests.detector.scenes import lively_darknet, lively_model, noise
 from tests.tools.conftest import call_tool, load_tool
 
 Run = Callable[..., tuple[int, str, str]]
+NOBODY = {"boxes": np.zeros((0, 4), np.float32), "scores": np.zeros(0, np.float32), "labels": np.zeros(0, np.int64)}
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +129,38 @@ def test_a_file_that_differs_is_not_kept(
         assert not list((tmp_path / "out").iterdir())
 
 
+def test_nobody_in_common(
+    run: Run, tool: ModuleType, options: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = dataclasses.replace(tool.agreement(*[lambda frames: [NOBODY for _ in frames]] * 2, [noise(9, 9)]), people=3)
+    monkeypatch.setattr(tool, "agreement", lambda *_: dataclasses.replace(found, other_people=2))
+    status, _, err = run(*options, *PEOPLE, "--format", "onnx")
+    assert status == 1
+    assert "differs from the model: none of 3 people by the model is among the 2 by the file" in err
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files")
+@pytest.mark.parametrize("name", ["onnx", "openvino", "torchscript", "torch-export"])
+def test_a_full_disk(run: Run, options: list[object], tmp_path: Path, name: str) -> None:
+    import resource
+
+    if name == "openvino":
+        pytest.importorskip("openvino")
+    graph = ["--graph", "boxes"] if name == "torch-export" else PEOPLE
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an error then, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        status, out, err = run(*options, *graph, "--format", name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert (status, out) == (1, "")
+    assert err.splitlines()[-1].startswith(f"error: {tmp_path / 'out'}")
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_an_older_file_outlives_a_failure(run: Run, tool: ModuleType, options: list[object], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     old = tmp_path / "out" / "lively.onnx"
@@ -222,8 +259,11 @@ def test_track_takes_an_exported_model(
         args = argparse.Namespace(weights=path, device=None, threads=1, score_thresh=score_thresh)
         return track_tool.load(args, config)[0]
 
-    detector = load(0.7, DetectorConfig(score_thresh=0.1))
+    detector = load(0.7, DetectorConfig(score_thresh=0.1, max_detections=1000))
     assert detector.config.score_thresh == 0.6
-    assert "note: " in capfd.readouterr().err
+    assert re.findall(r"note: .* was exported to report (.*)", capfd.readouterr().err) == [
+        "people from 0.6 on, not 0.1",
+        "300 people a frame at most, not 1000",
+    ]
     with pytest.raises(ValueError, match=r"--score-thresh: .*lively\.onnx was exported to report people from 0\.6 on"):
         load(0.5, DetectorConfig(score_thresh=0.1))
