@@ -7,13 +7,15 @@ today, and whose results are still those, is finished.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
 import hashlib
 import json
+import os
 import shutil
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,9 +56,9 @@ class Job:
         """The summary of the results that are there; None where they are not, or are made from something else."""
         try:
             record = json.loads(self.record.read_text(encoding="utf-8"))
-            if record["origin"] == self.origin and self._sizes().items() <= record["bytes"].items():
+            if record["origin"] == self.origin and self._marks().items() <= record["results"].items():
                 return dict(record["summary"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             pass  # whatever is wrong with the record or the results, they are made anew
         return None
 
@@ -79,11 +81,13 @@ class Job:
                 assert place
                 made.replace(place)
         if summary is not None:
-            record = {"origin": self.origin, "bytes": self._sizes(), "summary": summary}
+            record = {"origin": self.origin, "results": self._marks(), "summary": summary}
             write_text(self.record, json.dumps(record, indent=2) + "\n")
 
-    def _sizes(self) -> dict[str, int]:
-        return {path.name: path.stat().st_size for path in (self.text, self.film) if path}
+    def _marks(self) -> dict[str, Any]:
+        """What changes when somebody changes the results: the text's digest, and the film's size, as it may be long."""
+        film = {self.film.name: self.film.stat().st_size} if self.film else {}
+        return {self.text.name: sha256(self.text), **film}
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ def make(track: Track, job: Job, attempt: int) -> Outcome:
         scratch.mkdir()
         summary, error = track(job.video, scratch)
         summary["outputs"] = [str(path) for path in (job.text, job.film) if path] if summary["frames"] else []
-        if error is None or _is_input(error):
+        if error is None or _is_input(job, error):
             job.publish(scratch, summary if error is None else None)
         if error is None:
             return Outcome(TRACKED, summary)
@@ -128,7 +132,32 @@ def make(track: Track, job: Job, attempt: int) -> Outcome:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     trace = "".join(traceback.format_exception(error))
-    return Outcome(FAILED, summary, _name(job, error), trace, not _is_input(error))
+    return Outcome(FAILED, summary, _name(job, error), trace, not _is_input(job, error))
+
+
+@contextlib.contextmanager
+def reserved(folder: Path) -> Iterator[None]:
+    """Keep a folder for the results of this process; two would clear away each other's work. No file is left.
+
+    Raises:
+        ValueError: another process has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another run with --ray writes its results here") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
 
 
 def origin_of(video: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,9 +194,11 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _is_input(error: BaseException | None) -> bool:
+def _is_input(job: Job, error: BaseException | None) -> bool:
     """Whether an error lies in the input or the settings, and will be there every time."""
-    return isinstance(error, (ValueError, FileNotFoundError))
+    if isinstance(error, FileNotFoundError):
+        return not str(error.filename).startswith(str(job.scratch(0))[:-1])  # whose folder somebody else removed
+    return isinstance(error, ValueError)
 
 
 def _name(job: Job, error: BaseException | None) -> str:

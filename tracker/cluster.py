@@ -10,9 +10,11 @@ import math
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from tracker.archive import FAILED, Job, Outcome
-from tracker.console import say
+from tracker.console import hold_signals, say
 from tracker.video import available_cores
 
 LOCAL = "local"
@@ -35,6 +37,8 @@ _CORES = 2
 _GPU_WORKERS = 4
 # How long the head of a cluster may take to answer.
 _ANSWER_SECONDS = 10.0
+# How long processes of our own Ray may take to stop writing.
+_REMOVE_SECONDS = 5.0
 # Bytes for objects that processes share; what travels here is a few lines.
 _OBJECT_STORE = 100 * 2**20
 
@@ -123,7 +127,8 @@ class Cluster:
         while waiting or running:
             while waiting and len(running) < plan.workers:
                 job, attempt = waiting.popleft()
-                running[task.remote(job, attempt)] = job, attempt
+                with hold_signals():
+                    running[task.remote(job, attempt)] = job, attempt
             (over,), _ = ray.wait(list(running), num_returns=1)
             job, attempt = running[over]
             try:
@@ -167,7 +172,7 @@ def connected(address: str, modules: Sequence[ModuleType], workers: int | None =
             # Names of sockets lie below it and may not be long, as those in a user's temporary folder are.
             short = "/tmp" if Path("/tmp").is_dir() else None  # noqa: S108
             folder = tempfile.mkdtemp(prefix="ray-", dir=short)
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            stack.callback(_remove, folder)
             options |= {"include_dashboard": False, "num_cpus": max(available_cores(), workers or 1)}
             options |= {"object_store_memory": _OBJECT_STORE, "_temp_dir": folder}
         else:
@@ -179,12 +184,22 @@ def connected(address: str, modules: Sequence[ModuleType], workers: int | None =
         try:
             with _mute():
                 info = ray.init(log_to_driver=False, logging_level=logging.CRITICAL + 1, **options).address_info
+        except SystemExit:  # from Ray's handler of termination
+            raise KeyboardInterrupt(signal.SIGTERM) from None
         except (ConnectionError, RuntimeError, ValueError, AssertionError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ValueError(f"--ray: {address}: {reason}") from error
         if address == LOCAL and not ipaddress.ip_address(info["node_ip_address"]).is_loopback:
             raise ValueError(f"--ray: expected Ray to listen on this machine only, got {info['node_ip_address']}")
         yield Cluster(ray)
+
+
+def _remove(folder: str) -> None:
+    """Remove a folder in which processes that are about to end may still write."""
+    deadline = time.monotonic() + _REMOVE_SECONDS
+    while Path(folder).exists() and time.monotonic() < deadline:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
 
 
 def _knock(address: str) -> None:
@@ -246,4 +261,4 @@ def _reason(error: Exception) -> str:
 
 def _last_line(error: Exception) -> str:
     """The end of one of Ray's messages: after the traceback of a worker, the message of what was raised there."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].removeprefix("ValueError: ")

@@ -8,12 +8,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
 Item = TypeVar("Item")
 
+_NUMBERS = (signal.SIGINT, signal.SIGTERM)
 # Seconds between lines of progress where stderr is no terminal.
 _LOG_SECONDS = 30.0
 
@@ -82,18 +83,14 @@ def stop_signals() -> Iterator[None]:
 
     Blocks may be nested, where a library puts its own handlers in the place of these.
     """
-    numbers = (signal.SIGINT, signal.SIGTERM)
 
     def stop(number: int, _: Any) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
         if _Signals.held:
-            _Signals.waiting = number
-            return
-        _Signals.raised = number
-        raise KeyboardInterrupt(number)
+            _Signals.waiting = _Signals.waiting or number
+        else:
+            _interrupt(number)
 
-    before = [signal.signal(number, stop) for number in numbers]
+    before = [signal.signal(number, stop) for number in _NUMBERS]
     _Signals.depth += 1
     try:
         yield
@@ -102,13 +99,18 @@ def stop_signals() -> Iterator[None]:
         # After a signal the outer block, if any, goes on ignoring more of them, and its `fail` knows of it.
         if not _Signals.depth or _Signals.raised is None:
             _Signals.raised = None
-            for number, handler in zip(numbers, before, strict=True):
+            for number, handler in zip(_NUMBERS, before, strict=True):
                 signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def hold_signals() -> Iterator[None]:
-    """Let a signal wait for the end of the block: an exception inside a queue's lock would leave it locked."""
+    """Let a signal wait for the end of the block: an exception inside a queue's lock would leave it locked.
+
+    Where one came before, and a library has swallowed the KeyboardInterrupt, it is raised again here.
+    """
+    if _Signals.raised is not None:
+        raise KeyboardInterrupt(_Signals.raised)
     _Signals.held = True
     try:
         yield
@@ -116,7 +118,15 @@ def hold_signals() -> Iterator[None]:
         _Signals.held = False
         number, _Signals.waiting = _Signals.waiting, None
     if number is not None:  # not where the block failed: its own error tells more
-        raise KeyboardInterrupt(number)
+        _interrupt(number)
+
+
+def _interrupt(number: int) -> NoReturn:
+    """Raise the first signal, and ignore later ones."""
+    for each in _NUMBERS:
+        signal.signal(each, signal.SIG_IGN)
+    _Signals.raised = number
+    raise KeyboardInterrupt(number)
 
 
 def fail(error: BaseException, debug: bool, reach: str = "") -> int:

@@ -147,11 +147,14 @@ def choose_places(
         taken: see `claim`.
 
     Raises:
-        ValueError: as `claim`.
+        ValueError: as `claim`; or a folder cannot be made.
     """
     places = []
     for folder, name in zip(folders, names, strict=True):
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{folder}: cannot be made a folder for results: {str(error.strerror).lower()}") from None
         stems = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
         stem = next(stem for stem in stems if taken.get((folder / f"{stem}.txt").resolve()) != _RESULT)
         place = folder / f"{stem}.txt", folder / f"{stem}.tracked.mp4" if film else None

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tracker.archive import FAILED, FINISHED, TRACKED, Job, Outcome, Track, make, origin_of
+from tracker.archive import FAILED, FINISHED, TRACKED, Job, Outcome, Track, make, origin_of, reserved
 from tracker.cluster import connected, plan_work
-from tracker.console import counted, one_line, progress, say, stop_signals
+from tracker.console import counted, hold_signals, one_line, progress, say, stop_signals
 from tracker.sources import SourceError
 
 Start = Callable[[int, str], Track]
@@ -105,10 +105,13 @@ class ArchiveSession:
         jobs = [job for job in self.jobs if job.index not in self.outcomes]
         stdout = sys.stdout  # that of the block below goes nowhere
         with contextlib.ExitStack() as stack:
+            for folder in sorted({job.text.parent for job in jobs}):
+                stack.enter_context(reserved(folder))
             for job in jobs:
                 stack.callback(job.clear)  # when no worker is left that could write
-            cluster = stack.enter_context(connected(address, modules, workers))
-            stack.enter_context(stop_signals())  # Ray has put its own in their place
+            with hold_signals():  # Ray must not be left half started
+                cluster = stack.enter_context(connected(address, modules, workers and min(workers, len(jobs))))
+                stack.enter_context(stop_signals())  # Ray has put its own in their place
             gpus = 0 if device == "cpu" else cluster.gpus
             if device == "cuda" and not gpus:
                 raise ValueError("--device: cuda asked for, but Ray finds no GPU")

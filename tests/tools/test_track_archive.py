@@ -14,7 +14,7 @@ import pytest
 import tracker.scale_out
 from tests.tools.conftest import failing
 from tests.tracker.clips import write_clip, write_images
-from tracker.archive import Job, make
+from tracker.archive import Job, Outcome, make, reserved
 from tracker.cluster import Cluster, Plan, plan_work
 
 
@@ -33,7 +33,6 @@ class FakeRay:
     def __init__(self, kill: Callable[[Job, int], bool] = lambda job, attempt: False) -> None:
         self.kill = kill
         self.tried: list[tuple[str, int]] = []
-        self.cancelled: list[Any] = []
 
     def nodes(self) -> list[dict[str, Any]]:
         alive = [{"Alive": True, "Resources": {"CPU": cores, "GPU": gpus}} for cores, gpus in ((8.0, 1.0), (4.0, 0))]
@@ -63,10 +62,6 @@ class FakeRay:
         if isinstance(reference.value, Exception):
             raise reference.value
         return reference.value
-
-    def cancel(self, reference: Any, force: bool) -> None:
-        assert force
-        self.cancelled.append(reference)
 
 
 class _Reference:
@@ -129,8 +124,13 @@ def test_finished_unless_something_changed(track, fake: FakeRay, tmp_path: Path)
     (tmp_path / "b.tracked.mp4").write_bytes(b"")
     assert run("--no-video") == ["a.mp4"]
     assert run() == ["a.mp4", "b.mp4"]
-    (tmp_path / "b.done.json").write_text("[")
+    for broken in ("[", "[" * 100_000, "[]", "null"):
+        (tmp_path / "b.done.json").write_text(broken)
+        assert run() == ["b.mp4"]
+    text = (tmp_path / "b.txt").read_text()
+    (tmp_path / "b.txt").write_text(text.replace("1,", "2,", 1))  # as long as before
     assert run() == ["b.mp4"]
+    assert (tmp_path / "b.txt").read_text() == text
     write_clip(tmp_path / "c.mp4", 3)
     assert run() == ["c.mp4"]
 
@@ -217,9 +217,8 @@ def test_a_worker_that_cannot_start_ends_all(
     monkeypatch.setattr(track_tool, "load", load)
     clips = [write_clip(tmp_path / f"{name}.mp4", 4) for name in "abc"]
     line = failing(track("--video", *clips, "--ray", "--ray-workers", 2))
-    assert line == "error: --ray: a worker cannot start: ValueError: weights: no such thing"
+    assert line == "error: --ray: a worker cannot start: weights: no such thing"
     assert fake.tried == [("a.mp4", 1), ("b.mp4", 1)]
-    assert len(fake.cancelled) == 2
     assert not list(tmp_path.glob(".*"))
 
 
@@ -344,3 +343,52 @@ def test_a_ray_that_is_too_old(track, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(__version__="2.9.3"))
     line = failing(track("--video", write_clip(tmp_path / "a.mp4", 2), "--ray"))
     assert line == "error: --ray: expected Ray 2.52 or later, got 2.9.3"
+
+
+def test_two_runs_do_not_share_a_folder(track, fake: FakeRay, tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    clip, out = write_clip(tmp_path / "a.mp4", 3), tmp_path / "out"
+    out.mkdir()
+    with reserved(out):
+        line = failing(track("--video", clip, "--out", out, "--ray"))
+    assert line == f"error: {out}: another run with --ray writes its results here"
+    assert not list(out.iterdir())
+    assert tracked(fake, track("--video", clip, "--out", out, "--ray")) == ["a.mp4"]
+
+
+def test_a_scratch_folder_that_vanishes_is_no_fault_of_the_input(tmp_path: Path) -> None:
+    job = Job(0, str(tmp_path / "a.mp4"), tmp_path / "a.txt", None, {})
+
+    def missing(path: Path) -> Outcome:
+        def track(video: str, folder: Path) -> tuple[dict[str, Any], None]:
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+
+        return make(track, job, 1)
+
+    assert missing(job.scratch(1) / "a.txt").passing
+    assert not missing(tmp_path / "a.mp4").passing
+
+
+def test_no_more_workers_are_asked_for_than_there_is_work(
+    track, fake: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int | None] = []
+    connected = tracker.scale_out.connected
+
+    def count(address: str, modules: Any, workers: int | None) -> Any:
+        asked.append(workers)
+        return connected(address, modules, workers)
+
+    monkeypatch.setattr(tracker.scale_out, "connected", count)
+    clips = [write_clip(tmp_path / f"{name}.mp4", 2) for name in "ab"]
+    for options in ((), ("--ray-workers", 1000), ("--ray-workers", 1)):
+        assert track("--video", *clips, "--ray", "--overwrite", *options)[0] == 0
+    assert asked == [None, 2, 1]
+
+
+def test_a_folder_for_results_that_cannot_be(track, tmp_path: Path) -> None:
+    clip, file = write_clip(tmp_path / "a.mp4", 2), tmp_path / "file"
+    file.touch()
+    assert failing(track("--video", clip, "--out", file)) == (
+        f"error: {file}: cannot be made a folder for results: file exists"
+    )

@@ -35,6 +35,7 @@ from tests.tracker.clips import find_square
 @dataclasses.dataclass(frozen=True)
 class DetectorConfig:
     score_thresh: float = 0.1
+    max_detections: int = 300
 
 class Detector:
     device = types.SimpleNamespace(type="cpu")
@@ -246,3 +247,21 @@ def test_on_a_cluster(start: Start, track, environment: dict[str, str], tmp_path
     status, text, err = ended(start(*options))
     assert (status, text) == (1, "3 videos: 3 left; 0 frames, 0.0 people a frame, 0 ids\n")
     assert re.fullmatch(rf"error: --ray: {address}: .*\n", err)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupt_while_ray_starts(start: Start, tmp_path: Path, number: int, status: int) -> None:
+    write_clips(tmp_path / "archive", 2)
+    process = start("--video", "archive/*.mp4", "--out", "out", "--ray")
+    wait_for(lambda: any("gcs_server" in words[0] for _, words in children(process) if words), process)
+    process.send_signal(number)
+    below = children(process)
+    folders = set(re.findall(r"/tmp/ray-\w+", " ".join(word for _, words in below for word in words)))
+    assert ended(process) == (
+        status,
+        "2 videos: 2 left; 0 frames, 0.0 people a frame, 0 ids\n",
+        "interrupted after 0 of 2 videos; the same command goes on from there\n",
+    )
+    assert psutil.wait_procs([child for child, _ in below], timeout=20)[1] == []
+    assert folders and not any(Path(folder).exists() for folder in folders)
+    assert not list((tmp_path / "out").iterdir())

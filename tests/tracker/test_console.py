@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import signal
 
@@ -104,3 +105,29 @@ def test_an_error_in_the_block_is_not_hidden_by_a_signal() -> None:
         raise OSError(errno.ENOSPC, "full")
     with console.hold_signals():
         pass
+
+
+def test_a_signal_that_a_library_swallows_is_raised_again() -> None:
+    with console.stop_signals():
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt) as caught, console.hold_signals():
+            pytest.fail("nothing is begun any more")
+        assert caught.value.args == (signal.SIGTERM,)
+    with console.hold_signals():
+        pass
+
+
+def test_handlers_of_a_library_that_starts_while_signals_wait(capfd: pytest.CaptureFixture[str]) -> None:
+    inherited = []
+    with console.stop_signals():
+        with pytest.raises(KeyboardInterrupt) as caught, contextlib.ExitStack() as stack, console.hold_signals():
+            signal.raise_signal(signal.SIGINT)
+            inherited.append(signal.getsignal(signal.SIGINT))
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            stack.enter_context(console.stop_signals())
+        assert caught.value.args == (signal.SIGINT,)
+        signal.raise_signal(signal.SIGTERM)  # is ignored
+        assert console.fail(ValueError("what did the user do?"), debug=False) == 130
+    assert inherited != [signal.SIG_IGN]  # which processes started then would keep
+    assert capfd.readouterr().err == "interrupted\n"
