@@ -10,13 +10,13 @@ import math
 import os
 import secrets
 import shutil
-import signal
 import socket
 import sys
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -163,7 +163,8 @@ def connected(address: str, modules: Sequence[ModuleType], workers: int | None =
     with contextlib.ExitStack() as stack:
         # Ray prints what its daemons report, whatever it is told about logs.
         stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
-        variables = {"RAY_USAGE_STATS_ENABLED": "0"}
+        # Handlers of signals that Ray's core would put in the place of ours end the process, or crash it.
+        variables = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1"}
         options: dict[str, Any] = {"address": address}
         if address == LOCAL:
             # Without a cluster in mind (which the first asks for on Windows and macOS), Ray uses the loopback address.
@@ -180,12 +181,13 @@ def connected(address: str, modules: Sequence[ModuleType], workers: int | None =
             options["runtime_env"] = {"py_modules": modules}
         stack.enter_context(_environment(variables))
         ray = _ray()
+        # Started in another thread, Ray leaves the other handlers alone, too. Its processes end with the thread.
+        thread = stack.enter_context(ThreadPoolExecutor(1))
         stack.callback(ray.shutdown)
         try:
             with _mute():
-                info = ray.init(log_to_driver=False, logging_level=logging.CRITICAL + 1, **options).address_info
-        except SystemExit:  # from Ray's handler of termination
-            raise KeyboardInterrupt(signal.SIGTERM) from None
+                quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL + 1}
+                info = thread.submit(ray.init, **quiet, **options).result().address_info
         except (ConnectionError, RuntimeError, ValueError, AssertionError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ValueError(f"--ray: {address}: {reason}") from error

@@ -111,7 +111,7 @@ class ArchiveSession:
                 stack.callback(job.clear)  # when no worker is left that could write
             with hold_signals():  # Ray must not be left half started
                 cluster = stack.enter_context(connected(address, modules, workers and min(workers, len(jobs))))
-                stack.enter_context(stop_signals())  # Ray has put its own in their place
+                stack.enter_context(stop_signals())  # Ray before 2.53 has put its own in their place
             gpus = 0 if device == "cpu" else cluster.gpus
             if device == "cuda" and not gpus:
                 raise ValueError("--device: cuda asked for, but Ray finds no GPU")
