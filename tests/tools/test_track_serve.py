@@ -23,7 +23,7 @@ import aiohttp
 from tests.tools.conftest import TRACK, failing
 from tests.tools.test_track import BUNDLED
 from tests.tracker.browser import needs_chromium, opened
-from tests.tracker.clips import SIZE, decoded, write_clip
+from tests.tracker.clips import SIZE, decoded, repeat_clip, write_clip
 from tracker.draw import track_colour
 from tracker.mot import read_mot
 
@@ -215,11 +215,15 @@ def test_others_may_see_it_where_told_so(track, port: int, tmp_path: Path) -> No
 
 @pytest.fixture
 def served(shared: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen, str]]:
-    """The tool itself on a hall full of people, black and white, in real time; and the address it serves."""
+    """The tool itself on a hall full of people, black and white, in real time; and the address it serves.
+
+    The film takes longer (2.7 minutes) than the slowest browser to start.
+    """
     if not BUNDLED:
         pytest.skip("needs the bundled model")
-    command = [sys.executable, str(TRACK), "--video", str(shared / "data" / "video" / "people.mp4"), "--serve", "0"]
-    command += ["--out", str(tmp_path), "--realtime", "--no-video", "--input-size", "416"]
+    film = repeat_clip(shared / "data" / "video" / "people.mp4", tmp_path / "people.mp4", times=12)
+    command = [sys.executable, str(TRACK), "--video", str(film), "--serve", "0", "--out", str(tmp_path)]
+    command += ["--realtime", "--no-video", "--input-size", "416"]
     environment = {**os.environ, "PYTHONWARNINGS": "error::ResourceWarning"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:

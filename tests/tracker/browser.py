@@ -71,7 +71,9 @@ class Tab:
         """Wait until an expression is true."""
         deadline = time.monotonic() + seconds
         while not await self.evaluate(expression):
-            assert time.monotonic() < deadline, f"{expression}: not within {seconds:g} s; console: {self.messages}"
+            if time.monotonic() > deadline:
+                seen = await self.evaluate("document.body.innerText")
+                pytest.fail(f"{expression}: not within {seconds:g} s; console: {self.messages}; the page: {seen!r}")
             await asyncio.sleep(0.1)
 
     async def screenshot(self) -> bytes:

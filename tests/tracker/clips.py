@@ -64,6 +64,24 @@ def write_clip(
     return path
 
 
+def repeat_clip(source: Path, path: Path, times: int) -> Path:
+    """A video so many times after itself, its pictures copied as they are coded."""
+    with av.open(str(source)) as film, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(film.streams.video[0])
+        duration = film.streams.video[0].duration
+        assert duration
+        for start in range(0, times * duration, duration):
+            film.seek(0)
+            for packet in film.demux(video=0):
+                if packet.dts is None or packet.pts is None:
+                    continue  # the end
+                packet.dts += start
+                packet.pts += start
+                packet.stream = stream
+                container.mux(packet)
+    return path
+
+
 def write_images(folder: Path, count: int, suffix: str = ".png") -> Path:
     """Frames of `scene` as `1.png`, `2.png`, ..., whose order by text is another."""
     folder.mkdir(parents=True, exist_ok=True)
