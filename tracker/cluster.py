@@ -199,7 +199,9 @@ def connected(address: str, modules: Sequence[ModuleType], workers: int | None =
 def _remove(folder: str) -> None:
     """Remove a folder in which processes that are about to end may still write."""
     deadline = time.monotonic() + _REMOVE_SECONDS
-    while Path(folder).exists() and time.monotonic() < deadline:
+    absent = 0  # looks in a row that did not find it: they make it again
+    while absent < 5 and time.monotonic() < deadline:
+        absent = 0 if Path(folder).exists() else absent + 1
         shutil.rmtree(folder, ignore_errors=True)
         time.sleep(0.05)
 
