@@ -328,7 +328,7 @@ def test_interrupted_half_way(tmp_path: Path, number: signal.Signals) -> None:
     clip = write_clip(tmp_path / "walk.mp4", 1000, crf="40")
     process = start_slow(clip)
     process.send_signal(number)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     rows = read_mot(tmp_path / "walk.txt")
     last = int(rows.frames[-1])
@@ -345,7 +345,7 @@ def test_killed_half_way(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "walk.mp4", 1000, crf="40")
     process = start_slow(clip)
     process.kill()
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert (tmp_path / "walk.txt").read_text().endswith("\n")
     frames = read_mot(tmp_path / "walk.txt").frames.tolist()
     assert frames == list(range(1, len(frames) + 1))

@@ -207,7 +207,7 @@ def test_interrupt_leaves_what_is_finished(start: Start, tmp_path: Path) -> None
     assert text.splitlines()[-1].startswith(f"4 videos: {known} tracked, {4 - known} left; ")
     endings = ("txt", "tracked.mp4", "done.json")
     assert {path.name for path in out.iterdir()} == {f"{name}.{ending}" for name in finished for ending in endings}
-    assert psutil.wait_procs([child for child, _ in below], timeout=20)[1] == []
+    assert psutil.wait_procs([child for child, _ in below], timeout=60)[1] == []
     assert len(folders) == 1 and not Path(folders.pop()).exists()
 
 
@@ -223,7 +223,7 @@ def test_interrupt_leaves_a_cluster_free(start: Start, environment: dict[str, st
         os.killpg(process.pid, signal.SIGINT)
         status, _, err = ended(process)
         assert (status, err[:12]) == (130, "interrupted ")
-        assert workers and psutil.wait_procs(workers, timeout=20)[1] == []
+        assert workers and psutil.wait_procs(workers, timeout=60)[1] == []
 
 
 def test_on_a_cluster(start: Start, track, environment: dict[str, str], tmp_path: Path) -> None:
@@ -262,6 +262,6 @@ def test_interrupt_while_ray_starts(start: Start, tmp_path: Path, number: int, s
         "2 videos: 2 left; 0 frames, 0.0 people a frame, 0 ids\n",
         "interrupted after 0 of 2 videos; the same command goes on from there\n",
     )
-    assert psutil.wait_procs([child for child, _ in below], timeout=20)[1] == []
+    assert psutil.wait_procs([child for child, _ in below], timeout=60)[1] == []
     assert folders and not any(Path(folder).exists() for folder in folders)
     assert not list((tmp_path / "out").iterdir())

@@ -67,7 +67,7 @@ class Tab:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    async def wait_for(self, expression: str, seconds: float = 30.0) -> None:
+    async def wait_for(self, expression: str, seconds: float = 60.0) -> None:
         """Wait until an expression is true."""
         deadline = time.monotonic() + seconds
         while not await self.evaluate(expression):
@@ -92,10 +92,10 @@ async def opened(address: str, profile: Path, size: tuple[int, int] = (1280, 800
     process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
     try:
         place = profile / "DevToolsActivePort"  # written when the browser is ready
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not (place.is_file() and place.read_text().count("\n")):
             assert process.poll() is None, f"Chromium ended with status {process.returncode}"
-            assert time.monotonic() < deadline, "Chromium did not start within a minute"
+            assert time.monotonic() < deadline, "Chromium did not start within two minutes"
             await asyncio.sleep(0.1)
         port = int(place.read_text().split()[0])
         async with aiohttp.ClientSession() as session:

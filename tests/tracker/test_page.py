@@ -65,7 +65,7 @@ def page(panels: list[Panel]) -> Iterator[Page]:
 def get(page: Page, path: str = "/", method: str = "GET", **headers: str) -> http.client.HTTPResponse:
     """A response whose body is still to be read."""
     parts = urlsplit(page.address)
-    connection = http.client.HTTPConnection("127.0.0.1", parts.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", parts.port, timeout=60)
     connection.request(method, path, headers=headers)
     return connection.getresponse()
 
@@ -93,7 +93,7 @@ def viewing(page: Page, visit) -> object:
 
 async def next_counts(socket: aiohttp.ClientWebSocketResponse) -> dict:
     while True:
-        message = await socket.receive(timeout=10)
+        message = await socket.receive(timeout=60)
         if message.type is aiohttp.WSMsgType.TEXT:
             return message.json()
         assert message.type is aiohttp.WSMsgType.BINARY
@@ -102,7 +102,7 @@ async def next_counts(socket: aiohttp.ClientWebSocketResponse) -> dict:
 async def next_picture(socket: aiohttp.ClientWebSocketResponse, index: int) -> Frame:
     await socket.send_str(str(index))
     while True:
-        message = await socket.receive(timeout=10)
+        message = await socket.receive(timeout=60)
         if message.type is aiohttp.WSMsgType.BINARY:
             assert int.from_bytes(message.data[:2], "big") == index
             return cv2.imdecode(np.frombuffer(message.data[2:], np.uint8), cv2.IMREAD_COLOR)
@@ -434,7 +434,7 @@ def test_nonsense_from_a_viewer(page: Page, panels: list[Panel]) -> None:
         panels[0].add(grey(33), result(1, []))
         assert (await next_picture(socket, 0)).mean() == pytest.approx(33, abs=2)
         await socket.send_str("0" * 100)  # longer than any message
-        while (message := await socket.receive(timeout=10)).type is aiohttp.WSMsgType.TEXT:
+        while (message := await socket.receive(timeout=60)).type is aiohttp.WSMsgType.TEXT:
             pass
         return message.type
 
