@@ -7,8 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +27,7 @@ from tests.tracker.browser import needs_chromium, opened
 from tests.tracker.clips import SIZE, decoded, repeat_clip, write_clip
 from tracker.draw import track_colour
 from tracker.mot import read_mot
+from tracker.page import Page
 
 # The first run in a process loads torch, with which the port is taken already.
 WAITING = 120.0
@@ -38,16 +40,12 @@ def port() -> int:
         return probe.getsockname()[1]
 
 
-async def watch(port: int, inputs: int) -> tuple[list[dict], list[np.ndarray]]:
-    """What a viewer is told, and the pictures it sees, from as soon as there is a page to its end."""
+async def watch(address: str, inputs: int, there: threading.Event) -> tuple[list[dict], list[np.ndarray]]:
+    """What a viewer is told, and the pictures it sees, to the end."""
     told, pictures = [], []
     async with aiohttp.ClientSession() as session:
-        while True:
-            try:
-                viewer = await session.ws_connect(f"http://127.0.0.1:{port}/live")
-                break
-            except aiohttp.ClientConnectionError:
-                await asyncio.sleep(0.02)
+        viewer = await session.ws_connect(f"{address}live")
+        there.set()
         for index in range(inputs):
             await viewer.send_str(str(index))
         async for message in viewer:
@@ -60,10 +58,24 @@ async def watch(port: int, inputs: int) -> tuple[list[dict], list[np.ndarray]]:
 
 
 @pytest.fixture
-def viewer(port: int) -> Iterator:
-    """Starts a viewer of so many inputs in a thread; the call's result has what it saw."""
+def viewer(monkeypatch: pytest.MonkeyPatch) -> Iterator:
+    """Has a viewer of so many inputs at the page before the first frame; what it returns gives what was seen."""
+    entered = Page.__enter__
+    watching = []
     with ThreadPoolExecutor(1) as pool:
-        yield lambda inputs=1: pool.submit(lambda: asyncio.run(asyncio.wait_for(watch(port, inputs), WAITING)))
+
+        def expect(inputs: int = 1) -> Callable:
+            def enter(page: Page) -> Page:
+                there = threading.Event()
+                seen = asyncio.wait_for(watch(page.address, inputs, there), WAITING)
+                watching.append(pool.submit(asyncio.run, seen))
+                assert there.wait(WAITING)
+                return entered(page)
+
+            monkeypatch.setattr(Page, "__enter__", enter)
+            return lambda: watching[0].result()
+
+        yield expect
 
 
 def colourful(picture: np.ndarray) -> int:
@@ -79,7 +91,7 @@ def test_a_file_in_real_time(track, viewer, port: int, tmp_path: Path) -> None:
     assert (status, err) == (0, "")
     assert f"serving http://127.0.0.1:{port}/\n" in text
     assert "note:" not in text
-    told, pictures = seen.result()
+    told, pictures = seen()
     rows = read_mot(out / "walk.txt")
     last = told[-1]["panels"][0]
     assert told[-1]["over"] and not told[0]["over"]
@@ -104,7 +116,7 @@ def test_several_without_films(track, viewer, port: int, tmp_path: Path) -> None
     seen = viewer(2)
     options = ("--out", out, "--no-video", "--realtime", "--serve", f"localhost:{port}")
     assert track("--video", *clips, *options)[0] == 0
-    told, pictures = seen.result()
+    told, pictures = seen()
     assert [panel["name"] for panel in told[-1]["panels"]] == ["cam", "cam-2"]  # as their results
     assert {picture.shape for picture in pictures} == {(64, 96, 3), (80, 128, 3)}
     assert all(colourful(picture) > 50 for picture in pictures[-2:])
@@ -116,7 +128,7 @@ def test_unrefined_results_are_shown(track, viewer, port: int, tmp_path: Path) -
     seen = viewer()
     options = ("--smooth", "--no-video", "--realtime", "--serve", port)
     assert track("--video", clip, "--out", tmp_path, *options)[0] == 0
-    told, pictures = seen.result()
+    told, pictures = seen()
     assert told[-1]["panels"][0]["frame"] == 30
     assert colourful(pictures[-1]) > 50
 
@@ -135,7 +147,7 @@ def test_detections_on_their_video(track, viewer, port: int, tmp_path: Path) -> 
     seen = viewer()
     options = ("--video", clip, "--out", tmp_path / "b", "--serve", port)
     assert track("--detections", tmp_path / "a" / "walk.txt", *options)[0] == 0
-    told, _ = seen.result()
+    told, _ = seen()
     assert (told[-1]["panels"][0]["frame"], told[-1]["panels"][0]["people"]) == (400, 1)
 
 
@@ -147,7 +159,7 @@ def test_in_a_window_too(track, track_tool: ModuleType, viewer, port: int, tmp_p
     seen = viewer()
     assert track("--video", clip, "--out", tmp_path, "--realtime", "--show", "--serve", port)[0] == 0
     assert len(shown) == 25  # then q was pressed
-    told, _ = seen.result()
+    told, _ = seen()
     assert told[-1]["over"]
     assert told[-1]["panels"][0]["state"] == "over"
     assert told[-1]["panels"][0]["frame"] < 100
@@ -159,7 +171,7 @@ def test_one_that_breaks_off(track, viewer, port: int, tmp_path: Path) -> None:
     cut.write_bytes(cut.read_bytes()[:20_000])
     seen = viewer(2)
     status, _, err = track("--video", whole, cut, "--out", tmp_path / "out", "--realtime", "--serve", port)
-    told, _ = seen.result()
+    told, _ = seen()
     assert status == 1 and str(cut) in err
     assert [panel["state"] for panel in told[-1]["panels"]] == ["over", "failed"]
     assert str(tmp_path) not in str(told)  # paths are nobody's business
